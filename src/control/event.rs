@@ -1,0 +1,338 @@
+//! Everything that can happen, in the past tense.
+//!
+//! An event is a fact told by an adapter: it carries no opinion and asks for nothing. A late one is
+//! recognised by its attempt number. Each prints as one line (`Display`), which is what the journal, the
+//! black box and the scenario tests are made of.
+
+use core::fmt;
+use core::time::Duration;
+
+use crate::name::{Class, Name, Selector};
+use crate::reason::Reason;
+use alloc::vec::Vec;
+
+/// The number of a try: activation, dial or session. Grows for ever, never reused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Attempt(pub u64);
+
+/// The position of a message in the outbox. Grows for ever, also over restarts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Seq(pub u64);
+
+/// An application's message before it is ours: chosen by the adapter, unique while it is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// An operator's request that wants one final answer: chosen by the adapter, unique while it is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Request(pub u64);
+
+/// What NetworkManager says of a device, as far as a decision needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device {
+    pub class: Class,
+    /// The IP interface, where it differs from the device (a modem's `wwan0` beside `cdc-wdm0`).
+    pub ip_interface: Option<Name>,
+    pub stage: Stage,
+    /// An IPv4 or IPv6 address (not link-local) is configured.
+    pub address: bool,
+    /// What NetworkManager believes about cost; `None` when it does not know.
+    pub metered: Option<bool>,
+}
+
+/// How far NetworkManager is with a device (`NMDeviceState`, folded to what matters here).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// NetworkManager leaves it alone; whatever address it has was set by somebody else.
+    Unmanaged,
+    /// Cannot be activated now, and why (no carrier, no SIM, radio off).
+    Unavailable(Reason),
+    /// Could be activated; `profile` tells whether a stored profile fits it. `by_user` when an operator took it
+    /// down, which we accept (R-IF-19).
+    Disconnected { profile: bool, by_user: bool },
+    /// Activation under way: link layer (joining, SIM, registering, bearer), then addressing.
+    Activating(Step),
+    /// Activated by NetworkManager's word.
+    Activated,
+    /// Activation failed, and why.
+    Failed(Reason),
+}
+
+/// The furthest step of an attempt; each is also a state word of the contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    Joining,
+    Sim,
+    Registering,
+    Bearer,
+    Addressing,
+    Resolving,
+    Connecting,
+    Handshake,
+}
+
+/// MQTT's protocol versions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    V5,
+    V311,
+}
+
+/// What an operator, an application or systemd asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Connect, or say so if connected. Over `via` only, once, when given.
+    Connect { request: Request, via: Option<Name> },
+    /// Flush (limit 10 s), close cleanly, stay closed. `force` leaves out the flush and ends attempts under way.
+    Disconnect { request: Request, force: bool },
+    /// Close and connect again.
+    Reconnect { request: Request },
+    /// Answer when queue, window and kernel queue are empty, or the limit has passed.
+    Flush { request: Request, limit: Duration },
+    /// Store another failover list; empty means the configured order.
+    SetList { list: Vec<Selector> },
+    /// The daemon is asked to stop: flush is not waited for, the session is closed cleanly.
+    Stop,
+}
+
+/// Everything that can happen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The kernel: carrier and administrative state together.
+    LinkChanged {
+        interface: Name,
+        up: bool,
+    },
+    /// The kernel: the interface is gone.
+    LinkGone {
+        interface: Name,
+    },
+    /// The kernel: whether a usable address is there.
+    AddressChanged {
+        interface: Name,
+        present: bool,
+    },
+    /// NetworkManager: a device as it is now; also when it is new.
+    DeviceSeen {
+        interface: Name,
+        device: Device,
+    },
+    /// NetworkManager: the device is gone.
+    DeviceGone {
+        interface: Name,
+    },
+    /// NetworkManager appeared on or vanished from the bus. Devices stay as last reported.
+    NetworkManagerChanged {
+        running: bool,
+    },
+    /// NetworkManager would not even start the activation.
+    ActivationRefused {
+        interface: Name,
+        attempt: Attempt,
+        reason: Reason,
+    },
+
+    /// A dial went on to its next step.
+    DialProgressed {
+        attempt: Attempt,
+        step: Step,
+    },
+    /// TCP and, where asked for, TLS are ready; nothing of MQTT was sent.
+    Dialled {
+        attempt: Attempt,
+    },
+    /// The dial ended. `heard` when the server's address answered anything at all.
+    DialFailed {
+        attempt: Attempt,
+        reason: Reason,
+        heard: bool,
+    },
+
+    /// CONNACK said yes. `window` is the server's Receive Maximum (65,535 if it named none), `keep_alive` the
+    /// interval in force (the server's, if it named one).
+    Connected {
+        attempt: Attempt,
+        present: bool,
+        window: u16,
+        keep_alive: Duration,
+    },
+    /// Subscriptions are confirmed or resumed, and the hello message is acknowledged (R-CL-10).
+    Settled {
+        attempt: Attempt,
+    },
+    /// The connection ended, before or after CONNACK. `heard` as in `DialFailed`.
+    Closed {
+        attempt: Attempt,
+        reason: Reason,
+        heard: bool,
+    },
+    /// Bytes came in on this connection.
+    Heard {
+        attempt: Attempt,
+    },
+    /// The server answered our ping.
+    Ponged {
+        attempt: Attempt,
+    },
+    /// The server acknowledged a message.
+    Acked {
+        attempt: Attempt,
+        seq: Seq,
+    },
+    /// The server refused a message for good; it must not block those behind it (R-TX-13).
+    Rejected {
+        attempt: Attempt,
+        seq: Seq,
+    },
+    /// The kernel's send queue of this connection ran empty, or not, when a flush asked.
+    Drained {
+        attempt: Attempt,
+        empty: bool,
+    },
+
+    /// An application offered a message of this many bytes.
+    Offered {
+        ticket: Ticket,
+        size: u32,
+    },
+    /// Every appended message up to here is durable.
+    Stored {
+        through: Seq,
+    },
+    /// The store cannot take more (full), or fails; appended messages not yet `Stored` stay in memory.
+    StorageFailed {
+        full: bool,
+    },
+    /// The store works again after `StorageFailed`.
+    StorageHealed,
+
+    Asked(Command),
+    /// The deadline the heart asked for has come.
+    DeadlineReached,
+}
+
+impl fmt::Display for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{}", self.0)
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Version::V5 => "5.0",
+            Version::V311 => "3.1.1",
+        })
+    }
+}
+
+impl Step {
+    /// The state word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Step::Joining => "joining",
+            Step::Sim => "sim",
+            Step::Registering => "registering",
+            Step::Bearer => "bearer",
+            Step::Addressing => "addressing",
+            Step::Resolving => "resolving",
+            Step::Connecting => "connecting",
+            Step::Handshake => "handshake",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Stage::Unmanaged => f.write_str("unmanaged"),
+            Stage::Unavailable(reason) => write!(f, "unavailable {reason}"),
+            Stage::Disconnected { by_user: true, .. } => f.write_str("disconnected user"),
+            Stage::Disconnected { profile: true, .. } => f.write_str("disconnected"),
+            Stage::Disconnected { profile: false, .. } => f.write_str("disconnected no-profile"),
+            Stage::Activating(step) => f.write_str(step.as_str()),
+            Stage::Activated => f.write_str("activated"),
+            Stage::Failed(reason) => write!(f, "failed {reason}"),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.class, self.stage)?;
+        if self.address {
+            f.write_str(" address")?;
+        }
+        if let Some(name) = self.ip_interface {
+            write!(f, " ip {name}")?;
+        }
+        match self.metered {
+            Some(true) => f.write_str(" metered"),
+            Some(false) => f.write_str(" unmetered"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Command::Connect { via: None, .. } => f.write_str("asked connect"),
+            Command::Connect { via: Some(name), .. } => write!(f, "asked connect via {name}"),
+            Command::Disconnect { force: false, .. } => f.write_str("asked disconnect"),
+            Command::Disconnect { force: true, .. } => f.write_str("asked disconnect force"),
+            Command::Reconnect { .. } => f.write_str("asked reconnect"),
+            Command::Flush { limit, .. } => write!(f, "asked flush {}ms", limit.as_millis()),
+            Command::SetList { list } => {
+                f.write_str("asked list")?;
+                list.iter().try_for_each(|item| write!(f, " {item}"))
+            }
+            Command::Stop => f.write_str("asked stop"),
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let heard = |heard: &bool| if *heard { " heard" } else { "" };
+        match self {
+            Event::LinkChanged { interface, up } => write!(f, "link {interface} {}", if *up { "up" } else { "down" }),
+            Event::LinkGone { interface } => write!(f, "link {interface} gone"),
+            Event::AddressChanged { interface, present } => {
+                write!(f, "address {interface} {}", if *present { "present" } else { "absent" })
+            }
+            Event::DeviceSeen { interface, device } => write!(f, "device {interface} {device}"),
+            Event::DeviceGone { interface } => write!(f, "device {interface} gone"),
+            Event::NetworkManagerChanged { running } => {
+                write!(f, "networkmanager {}", if *running { "running" } else { "gone" })
+            }
+            Event::ActivationRefused { interface, attempt, reason } => {
+                write!(f, "activation {attempt} refused {interface} {reason}")
+            }
+            Event::DialProgressed { attempt, step } => write!(f, "dial {attempt} {}", step.as_str()),
+            Event::Dialled { attempt } => write!(f, "dialled {attempt}"),
+            Event::DialFailed { attempt, reason, heard: h } => write!(f, "dial {attempt} failed {reason}{}", heard(h)),
+            Event::Connected { attempt, present, window, keep_alive } => write!(
+                f,
+                "connected {attempt} {} window {window} keep-alive {}s",
+                if *present { "resumed" } else { "fresh" },
+                keep_alive.as_secs()
+            ),
+            Event::Settled { attempt } => write!(f, "settled {attempt}"),
+            Event::Closed { attempt, reason, heard: h } => write!(f, "closed {attempt} {reason}{}", heard(h)),
+            Event::Heard { attempt } => write!(f, "heard {attempt}"),
+            Event::Ponged { attempt } => write!(f, "ponged {attempt}"),
+            Event::Acked { attempt, seq } => write!(f, "acked {attempt} {}", seq.0),
+            Event::Rejected { attempt, seq } => write!(f, "rejected {attempt} {}", seq.0),
+            Event::Drained { attempt, empty } => {
+                write!(f, "drained {attempt} {}", if *empty { "empty" } else { "not" })
+            }
+            Event::Offered { ticket, size } => write!(f, "offered {} {size}", ticket.0),
+            Event::Stored { through } => write!(f, "stored {}", through.0),
+            Event::StorageFailed { full } => write!(f, "storage {}", if *full { "full" } else { "failed" }),
+            Event::StorageHealed => f.write_str("storage healed"),
+            Event::Asked(command) => command.fmt(f),
+            Event::DeadlineReached => f.write_str("deadline"),
+        }
+    }
+}
