@@ -1,0 +1,36 @@
+//! What can be asked of the daemon from outside, whatever it is asked through.
+//!
+//! The control socket, the D-Bus service and the status page all speak this: a verb with options as JSON goes in,
+//! one JSON object comes out. Nothing here touches a socket or decides anything about networks.
+
+use serde_json::{Map, Value};
+use switchback_control::Reason;
+use tokio::sync::{mpsc, oneshot};
+
+/// One request: a verb of the contract and its options.
+#[derive(Debug)]
+pub struct Call {
+    pub verb: String,
+    pub options: Map<String, Value>,
+    pub reply: oneshot::Sender<Reply>,
+}
+
+/// What a verb answers: its JSON keys, or why not.
+pub type Reply = Result<Map<String, Value>, Failure>;
+
+/// Why a verb did not do what was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The exit status of the command line: 1 the thing asked for did not happen, 2 wrong usage.
+    pub code: u8,
+    /// One sentence for people, with what to do.
+    pub message: String,
+    /// The reason word, where one applies.
+    pub reason: Option<Reason>,
+}
+
+/// Where front doors put calls for the loop.
+pub type Calls = mpsc::Sender<Call>;
+
+/// Calls waiting for the loop; a front door that is ahead waits.
+pub const CALLS_MAX: usize = 64;
