@@ -5,4 +5,5 @@
 pub mod api;
 pub mod config;
 pub mod io;
+pub mod topics;
 pub use switchback_control as control;
