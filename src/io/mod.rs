@@ -14,3 +14,7 @@ pub type Events = mpsc::Sender<Event>;
 pub const EVENTS_MAX: usize = 4096;
 
 pub mod packet;
+pub mod resolver;
+pub mod socket;
+pub mod stagger;
+pub mod tls;
