@@ -103,10 +103,10 @@ impl Activation {
     }
 
     fn failed(&mut self, now: Instant, name: Name, attempt: Attempt) {
-        if let Some(entry) = self.entries.get_mut(&name) {
-            if matches!(entry.state, State::Asked { attempt: a, .. } if a == attempt) {
-                entry.fail(now);
-            }
+        if let Some(entry) = self.entries.get_mut(&name)
+            && matches!(entry.state, State::Asked { attempt: a, .. } if a == attempt)
+        {
+            entry.fail(now);
         }
     }
 

@@ -228,11 +228,11 @@ impl Delivery {
     fn acked(&mut self, turn: &mut Turn, seq: Seq) {
         let Some(index) = self.window.iter().position(|s| s.seq == seq) else { return };
         self.window.remove(index);
-        if let Ok(index) = self.unkept.binary_search_by_key(&seq, |u| u.seq) {
-            if let Some(kept) = self.unkept.remove(index) {
-                self.unkept_bytes = self.unkept_bytes.saturating_sub(u64::from(kept.size));
-                turn.ask(Action::Accept { ticket: kept.ticket });
-            }
+        if let Ok(index) = self.unkept.binary_search_by_key(&seq, |u| u.seq)
+            && let Some(kept) = self.unkept.remove(index)
+        {
+            self.unkept_bytes = self.unkept_bytes.saturating_sub(u64::from(kept.size));
+            turn.ask(Action::Accept { ticket: kept.ticket });
         }
         self.release(turn);
     }

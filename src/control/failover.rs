@@ -370,10 +370,11 @@ impl Failover {
             g.turn.ask(Action::Save(self.saved.clone()));
         }
         self.answer_all(g, Outcome::Failed(Reason::User));
-        if let Walk::Serving(serving) = &mut self.walk {
-            if !force && !g.flow.empty {
-                return serving.leave(g.turn, request);
-            }
+        if let Walk::Serving(serving) = &mut self.walk
+            && !force
+            && !g.flow.empty
+        {
+            return serving.leave(g.turn, request);
         }
         self.intent = Intent::Off;
         self.quit(g, Goodbye::Offline, Reason::User);

@@ -322,11 +322,11 @@ impl Failover {
     fn spare_turn(&mut self, g: &mut Ground, serving: &mut Serving) -> Option<Walk> {
         let now = g.turn.now;
         let own = serving.spare.attempt();
-        if let Some(name) = serving.spare.interface() {
-            if let Some(reason) = g.interfaces.dead(name) {
-                self.spare_failed(g, serving, name, reason, true);
-                return None;
-            }
+        if let Some(name) = serving.spare.interface()
+            && let Some(reason) = g.interfaces.dead(name)
+        {
+            self.spare_failed(g, serving, name, reason, true);
+            return None;
         }
         match *g.event {
             Event::DialFailed { attempt, reason, .. } | Event::Closed { attempt, reason, .. }
@@ -541,10 +541,10 @@ impl Failover {
         if !quiet || !serving.session.settled || g.turn.settings.failback != Failback::Auto {
             return;
         }
-        if let Some((name, at)) = self.failback_target(&g.view(), serving) {
-            if g.turn.now >= at {
-                self.open_spare(g, serving, name, Purpose::Failback { proofs: 0 });
-            }
+        if let Some((name, at)) = self.failback_target(&g.view(), serving)
+            && g.turn.now >= at
+        {
+            self.open_spare(g, serving, name, Purpose::Failback { proofs: 0 });
         }
     }
 
