@@ -4,5 +4,7 @@
 
 pub mod api;
 pub mod config;
+pub mod corridor;
 pub mod io;
+pub mod outbox;
 pub use switchback_control as control;

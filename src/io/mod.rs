@@ -14,3 +14,4 @@ pub type Events = mpsc::Sender<Event>;
 pub const EVENTS_MAX: usize = 4096;
 
 pub mod packet;
+pub mod storage;
