@@ -13,5 +13,10 @@ pub type Events = mpsc::Sender<Event>;
 /// makes an adapter wait.
 pub const EVENTS_MAX: usize = 4096;
 
+pub mod black_box;
+pub mod clock;
+pub mod dbus;
 pub mod packet;
 pub mod storage;
+pub mod status_page;
+pub mod systemd;
