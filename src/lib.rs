@@ -3,6 +3,8 @@
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 pub mod api;
+pub mod classify;
 pub mod config;
 pub mod io;
+pub mod uplinks;
 pub use switchback_control as control;

@@ -13,4 +13,6 @@ pub type Events = mpsc::Sender<Event>;
 /// makes an adapter wait.
 pub const EVENTS_MAX: usize = 4096;
 
+pub mod network_manager;
 pub mod packet;
+pub mod rtnetlink;
