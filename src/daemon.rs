@@ -58,6 +58,8 @@ pub struct Daemon {
     pub notices: broadcast::Sender<Notice>,
     pub black_box: BlackBox,
     pub state_file: PathBuf,
+    /// Something that displays show at once has changed since they were last renewed.
+    pub changed: bool,
 }
 
 /// What the loop waits for.
@@ -120,9 +122,8 @@ impl Daemon {
 
     /// One turn of the wheel; false when it was the last.
     async fn turn(&mut self, event: Event) -> bool {
-        let before = self.control.summary();
         let actions = self.control.step(clock::now(), &event);
-        self.journal.note(&self.black_box, &event, &actions, &before, &self.control);
+        self.changed |= self.journal.note(&self.black_box, &event, &actions, &self.control);
         let mut running = true;
         for action in actions {
             running &= self.perform(action).await;
@@ -180,7 +181,8 @@ impl Daemon {
     }
 
     fn show(&mut self) {
-        self.picture.renew(&self.control, &self.hands, &self.state_file);
+        let changed = std::mem::take(&mut self.changed);
+        self.picture.renew(changed, &self.control, &self.hands, &self.state_file);
     }
 
     fn compare_now_and_then(&self, compared: &mut Instant) {

@@ -12,32 +12,38 @@ use switchback_control::{Action, Control, Event, Name, Notice, Reason};
 use crate::io::black_box::{BlackBox, Kind};
 use crate::io::systemd;
 
-/// The writer.
+/// The writer, and what it last wrote of.
 #[derive(Debug, Default)]
-pub struct Journal;
+pub struct Journal {
+    last: Option<Summary>,
+}
 
 impl Journal {
-    /// Writes down one turn.
-    pub fn note(&self, to: &BlackBox, event: &Event, actions: &[Action], before: &Summary, control: &Control) {
+    /// Writes down one turn; true when the state, the uplink or an outage changed by it.
+    pub fn note(&mut self, to: &BlackBox, event: &Event, actions: &[Action], control: &Control) -> bool {
         let deeds: Vec<&Action> = actions.iter().filter(|a| is_worth_a_line(a)).collect();
-        if tells_something(event, !deeds.is_empty()) {
+        let told = tells_something(event, !deeds.is_empty());
+        if !told && deeds.is_empty() {
+            return false;
+        }
+        if told {
             to.note(Kind::Event, &event.to_string());
             log::debug!("{event}");
         }
         for deed in &deeds {
             to.note(Kind::Action, &deed.to_string());
             log::debug!("  {deed}");
-        }
-        let after = control.summary();
-        if let Some(sentence) = sentence(before, &after) {
-            to.note(Kind::Note, &sentence);
-            say(&sentence, &after);
-        }
-        for deed in deeds {
             if let Action::Notify(notice) = deed {
                 warn(*notice);
             }
         }
+        let after = control.summary();
+        let before = self.last.replace(after);
+        if let Some(sentence) = sentence(before.as_ref(), &after) {
+            to.note(Kind::Note, &sentence);
+            say(&sentence, &after);
+        }
+        before != Some(after)
     }
 }
 
@@ -77,7 +83,8 @@ fn is_worth_a_line(action: &Action) -> bool {
 }
 
 /// What a person wants to read of a change.
-fn sentence(before: &Summary, after: &Summary) -> Option<String> {
+fn sentence(before: Option<&Summary>, after: &Summary) -> Option<String> {
+    let Some(before) = before else { return Some(after.state.to_string()) };
     let millis = |d: Duration| d.as_millis();
     if before.uplink != after.uplink {
         return Some(match (before.uplink, after.uplink) {

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
-use switchback_control::status::Summary;
+use switchback_control::status::State;
 use switchback_control::{Control, Instant, Name};
 use tokio::sync::watch;
 
@@ -35,14 +35,14 @@ pub struct Picture {
     figures: Arc<StoreFigures>,
     shown: watch::Sender<Document>,
     renewed: Instant,
-    last: Option<Summary>,
+    word: Option<State>,
 }
 
 impl Picture {
     /// A picture of nothing yet.
     pub fn new(config: Arc<Config>, uplinks: Uplinks, figures: Arc<StoreFigures>) -> Picture {
         let shown = watch::Sender::new(Arc::default());
-        Picture { config, uplinks, figures, shown, renewed: Instant::default(), last: None }
+        Picture { config, uplinks, figures, shown, renewed: Instant::default(), word: None }
     }
 
     /// Where the latest document is to be had.
@@ -50,19 +50,17 @@ impl Picture {
         self.shown.subscribe()
     }
 
-    /// Renews the document if it is time to, and the state file if the word changed.
-    pub fn renew(&mut self, control: &Control, hands: &Hands, state_file: &Path) {
+    /// Renews the document if something `changed` or it is time to, and the state file if the word changed.
+    pub fn renew(&mut self, changed: bool, control: &Control, hands: &Hands, state_file: &Path) {
         let now = clock::now();
-        let summary = control.summary();
-        let changed = self.last != Some(summary);
         if !changed && now.since(self.renewed) < RENEW_EVERY {
             return;
         }
-        if self.last.map(|s| s.state) != Some(summary.state) {
-            write_word(state_file, summary.state.as_str());
+        let word = control.summary().state;
+        if self.word.replace(word) != Some(word) {
+            write_word(state_file, word.as_str());
         }
         self.renewed = now;
-        self.last = Some(summary);
         self.shown.send_replace(Arc::new(self.document(control, hands)));
     }
 
