@@ -9,4 +9,5 @@ pub mod corridor;
 pub mod io;
 pub mod outbox;
 pub mod uplinks;
+pub mod topics;
 pub use switchback_control as control;
