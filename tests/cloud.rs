@@ -18,15 +18,13 @@ const SHORT: Duration = Duration::from_millis(400);
 
 #[tokio::test]
 async fn a_session_opens_settles_sends_and_says_goodbye_in_both_versions() {
-    let broker = Broker::start("");
     for version in BOTH {
+        let broker = Broker::start("");
         let mut watcher = Watcher::on(broker.port, "#").await;
         let mut rig = Rig::new(config(broker.port));
         let (attempt, present) = rig.open(version).await;
         assert!(!present);
         let status = watcher.json("switchback/gw/status").await;
-        // A retained one of the round before may come first.
-        let status = if status["state"] == "offline" { watcher.json("switchback/gw/status").await } else { status };
         assert_eq!((&status["state"], &status["session"]), (&"online".into(), &attempt.0.into()));
         let hello = watcher.json("switchback/gw/hello").await;
         assert_eq!(
@@ -109,7 +107,7 @@ async fn a_client_certificate_is_shown_and_the_next_handshake_is_shorter() {
 }
 
 #[tokio::test]
-async fn a_wrong_authority_a_wrong_name_and_a_changed_file_are_told_apart() {
+async fn a_wrong_authority_is_named_and_a_changed_file_is_taken_without_a_restart() {
     let broker = Broker::tls("");
     let papers = Papers::get();
     let folder = tempfile::tempdir().unwrap();
@@ -244,15 +242,45 @@ async fn a_killed_broker_closes_the_connection_and_refuses_the_next() {
     assert_eq!(rig.end().await, (Reason::Refused, true));
 }
 
+/// mosquitto 2.0.11 closes without a word; a server that says why is in the next test.
 #[tokio::test]
-async fn a_second_client_with_our_name_is_named_as_that() {
+async fn a_second_client_with_our_name_ends_the_connection() {
     let broker = Broker::start("");
     let config = config(broker.port);
     let name = config.cloud.client_id.clone();
     let mut rig = Rig::new(config);
     rig.open(Version::V5).await;
     let _impostor = Watcher::impostor(broker.port, &name).await;
-    assert_eq!(rig.end().await, (Reason::SessionTakenOver, true));
+    let (reason, heard) = rig.end().await;
+    assert!(heard && matches!(reason, Reason::ServerShutDown | Reason::SessionTakenOver), "{reason}");
+}
+
+#[tokio::test]
+async fn a_server_that_says_why_it_hangs_up_is_understood_even_while_we_write() {
+    for (code, reason) in [
+        (0x8e, Reason::SessionTakenOver),
+        (0x8b, Reason::ServerShutDown),
+        (0x8d, Reason::KeepaliveLimit),
+        (0x9c, Reason::ServerMoved),
+        (0x97, Reason::Refused),
+    ] {
+        let (listener, port) = fake().await;
+        let mut rig = Rig::new(config(port));
+        let attempt = rig.dial();
+        rig.until(|event| *event == Event::Dialled { attempt }).await;
+        let (mut server, _) = listener.accept().await.unwrap();
+        rig.cloud.connect(attempt, Version::V5, Duration::from_secs(30));
+        server.write_all(&[0x20, 3, 0, 0, 0]).await.unwrap();
+        rig.until(|event| matches!(event, Event::Connected { .. })).await;
+        server.write_all(&[0xe0, 2, code, 0]).await.unwrap();
+        // Closed with bytes unread, so that a reset follows the last word.
+        drop(server);
+        for n in 0..5 {
+            let seq = rig.stack.put(n, "t", &[0; 1000], 1);
+            rig.cloud.transmit(attempt, seq, false);
+        }
+        assert_eq!(rig.end().await, (reason, true));
+    }
 }
 
 #[tokio::test]
@@ -309,7 +337,14 @@ async fn messages_from_the_cloud_are_acknowledged_once_taken_and_come_again_othe
 
 #[tokio::test]
 async fn slow_applications_stop_nothing_but_their_own_messages() {
-    let broker = Broker::start("max_inflight_messages 0\nmax_queued_messages 0");
+    // The second broker ignores our Receive Maximum.
+    for extra in ["", "max_inflight_messages 0"] {
+        slow_applications(extra).await;
+    }
+}
+
+async fn slow_applications(extra: &str) {
+    let broker = Broker::start(extra);
     let mut rig = Rig::new(subscribed(config(broker.port)));
     let (attempt, _) = rig.open(Version::V5).await;
     let mut watcher = Watcher::on(broker.port, "none").await;
@@ -457,7 +492,9 @@ async fn a_portal_that_answers_in_http_is_recognised() {
         let mut rig = Rig::new(config.clone());
         rig.dial();
         let (mut server, _) = listener.accept().await.unwrap();
-        server.read(&mut [0; 4096]).await.unwrap();
+        server.read_exact(&mut [0; 64]).await.unwrap();
+        // All of the greeting, so that closing does not reset.
+        let _ = timeout(SHORT, server.read_to_end(&mut Vec::new())).await;
         server.write_all(answer).await.unwrap();
         server.shutdown().await.unwrap();
         assert_eq!(rig.end().await, expected);

@@ -146,10 +146,15 @@ struct Voice {
 }
 
 impl Voice {
+    /// Hung up: what happens now is of no interest any more.
+    fn is_silent(&self) -> bool {
+        self.dead.load(Ordering::Acquire)
+    }
+
     /// Waits while the loop is behind. A closed channel means that nobody wants to know any more.
     async fn report(&self, event: Event) {
         if let Ok(room) = self.events.reserve().await
-            && !self.dead.load(Ordering::Acquire)
+            && !self.is_silent()
         {
             room.send(event);
         }
@@ -195,9 +200,10 @@ impl Cloud {
         let voice = Voice { attempt, events: self.0.events.clone(), dead: dead.clone() };
         self.0.running.fetch_add(1, Ordering::AcqRel);
         let presence = Presence { shared: self.0.clone(), attempt };
-        // On the current-thread runtime the task first runs after this method, when its line is there.
+        // Held over the spawn, so that the task finds its line whatever the runtime.
+        let mut lines = self.0.lines();
         let task = tokio::spawn(run(presence, voice, interface, server, inbox)).abort_handle();
-        self.0.lines().insert(attempt, Line { orders, dead, task, facts: None });
+        lines.insert(attempt, Line { orders, dead, task, facts: None });
     }
 
     /// `Action::Connect`: CONNECT goes out as soon as the dial has come to its end.

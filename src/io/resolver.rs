@@ -216,7 +216,7 @@ async fn ask(host: &str, through: Name, server: SocketAddr) -> io::Result<Found>
         match (four, six) {
             _ if !addresses.is_empty() => return Ok(Found { addresses, ttl }),
             (Said::Alias(target, _), _) | (_, Said::Alias(target, _)) => host = target,
-            (Said::Nothing, _) | (_, Said::Nothing) => return Ok(Found { addresses, ttl }),
+            (Said::Nothing, Said::Nothing) => return Ok(Found { addresses, ttl }),
             _ => return Err(io::Error::other("the name server failed")),
         }
     }

@@ -82,7 +82,8 @@ pub fn free_port() -> u16 {
 /// A mosquitto of our own.
 pub struct Broker {
     child: Child,
-    folder: TempDir,
+    /// Its configuration and log; gone when it is.
+    _folder: TempDir,
     pub port: u16,
 }
 
@@ -92,7 +93,7 @@ impl Broker {
         let folder = tempfile::tempdir().unwrap();
         let port = free_port();
         let child = Broker::run(folder.path(), port, extra);
-        Broker { child, folder, port }
+        Broker { child, _folder: folder, port }
     }
 
     fn run(folder: &Path, port: u16, extra: &str) -> Child {
@@ -106,7 +107,7 @@ impl Broker {
             .into_iter()
             .find(|path| !path.starts_with('/') || Path::new(path).exists())
             .unwrap();
-        let child = Command::new(program)
+        let mut child = Command::new(program)
             .arg("-v")
             .arg("-c")
             .arg(conf)
@@ -120,6 +121,7 @@ impl Broker {
             }
             std::thread::sleep(Duration::from_millis(25));
         }
+        let _ = child.kill().and_then(|()| child.wait());
         panic!("mosquitto does not start: {}", std::fs::read_to_string(folder.join("log")).unwrap());
     }
 
@@ -131,10 +133,6 @@ impl Broker {
             papers.path("server.pem").display(),
             papers.path("server.key").display()
         ))
-    }
-
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
     }
 
     pub fn kill(&mut self) {

@@ -3,7 +3,11 @@
 //! Five loops share one task and one `Desk`: reading, writing, obeying, handing messages to the applications, and
 //! acknowledging what they took. Reading never waits for writing or for applications. The server's Receive Maximum is
 //! never exceeded, nothing is sent before CONNACK but CONNECT, and PUBACKs go out in the order in which the messages
-//! came. The connection's own duty is MQTT's keep alive; whether the peer is alive is not judged here.
+//! came. The connection's own duty is MQTT's keep alive; whether the peer is alive is not judged here. `read` and
+//! `write` hold those two loops.
+
+mod read;
+mod write;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
@@ -11,35 +15,21 @@ use std::io;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use flowsdk::mqtt_serde::mqttv5::common::properties::Property;
 use switchback_control::{Event, Goodbye, Name, Reason, Seq, Version};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::dial::{Ended, Transport, ended, verdict};
 use super::documents;
 use super::memory::{Generation, OWN};
-use super::speech::{self, Heard, Limits, RECEIVE_MAX, Will};
+use super::speech::{self, Limits, Will};
 use super::{FAREWELL_LIMIT, Facts, Order, Shared, Voice};
-use crate::corridor::{Body, Downlink};
-use crate::io::packet::{self, PACKET_MAX, Publish, properties_from_bytes, properties_to_bytes};
-use crate::topics;
+use crate::corridor::Downlink;
+use crate::io::packet::{Publish, properties_to_bytes};
 
-/// Bytes gathered before they are written: one TLS record, and what the kernel takes unsent.
-const CHUNK: usize = 16 * 1024;
-/// Bytes read at once.
-const READ: usize = 16 * 1024;
 /// Acknowledgements and pings waiting to be written; a server that makes us owe more does not read what it asks for.
 const CONTROL_MAX: usize = 64 * 1024;
-/// Messages and bytes from the cloud waiting for applications. With MQTT 5 `RECEIVE_MAX` is far below; 3.1.1 has no
-/// such limit, and QoS 0 never had one.
-const INBOUND_MAX: usize = 256;
-const INBOUND_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Filters in one SUBSCRIBE, so that it stays small whatever the server's largest packet.
-const FILTERS_MAX: usize = 16;
-/// Taken off the server's window for our own messages: status and hello.
-const OWN_RESERVE: u16 = 2;
 /// When writing fails, what was received before is read for this long: the server may have said why.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 /// Largest password file, in bytes: a length on the wire is two bytes.
@@ -190,6 +180,10 @@ struct Desk {
     inbound_bytes: usize,
     /// Numbered messages of the cloud that we have not acknowledged.
     owed: usize,
+    /// Applications were too slow, and that was said.
+    overrun: bool,
+    /// Why the server last rejected a message; the same is not said twice in a row.
+    rejected: u8,
 }
 
 struct Open {
@@ -224,442 +218,6 @@ impl Desk {
     }
 }
 
-// Reading.
-impl Connection<'_> {
-    async fn read(&self, mut half: impl AsyncRead + Unpin) -> Ended {
-        let mut buffer = Vec::with_capacity(READ);
-        loop {
-            buffer.reserve(READ);
-            match half.read_buf(&mut buffer).await {
-                Ok(0) => return ended(Reason::ServerShutDown, true),
-                Ok(_) => {}
-                Err(error) => return self.broken(&error),
-            }
-            if let Err(ended) = self.understand(&mut buffer).await {
-                return ended;
-            }
-            // After what the bytes said, so that a pong is still the answer to a ping when it is told.
-            self.tell(Event::Heard { attempt: self.place.voice.attempt }).await;
-            // What one large packet needed is given back.
-            if buffer.is_empty() {
-                buffer.shrink_to(READ);
-            }
-        }
-    }
-
-    async fn understand(&self, buffer: &mut Vec<u8>) -> Result<(), Ended> {
-        if let Some(code) = self.old_refusal(buffer) {
-            return Err(self.refused(Version::V311, code));
-        }
-        loop {
-            let packet = match packet::take(buffer, self.version, PACKET_MAX) {
-                Ok(Some(packet)) => packet,
-                Ok(None) => return Ok(()),
-                Err(problem) => {
-                    log::debug!("the server sent a packet that is none: {problem:?}");
-                    return Err(ended(Reason::Protocol, true));
-                }
-            };
-            let heard = speech::understand(packet).map_err(|_| ended(Reason::Protocol, true))?;
-            let open = self.desk().open.is_some();
-            match heard {
-                Heard::Connected { present, code: 0, limits } if !open => self.welcomed(present, limits).await,
-                Heard::Connected { code, .. } if !open => return Err(self.refused(self.version, code)),
-                Heard::Disconnected { code } => return Err(ended(speech::disconnected(code), true)),
-                _ if !open => return Err(ended(Reason::Protocol, true)),
-                Heard::Connected { .. } => return Err(ended(Reason::Protocol, true)),
-                Heard::Pong => {
-                    self.place.shared.count_ping(self.place.interface);
-                    self.tell(Event::Ponged { attempt: self.place.voice.attempt }).await;
-                }
-                Heard::Acked { id, code } => self.acked(id, code).await,
-                Heard::Subscribed { id, codes } => self.subscribed(id, &codes).await,
-                Heard::Release { id } => {
-                    self.place.shared.memory.released(id);
-                    self.say(&speech::complete(id))?;
-                }
-                Heard::Publish(publish) => self.published(publish)?,
-            }
-        }
-    }
-
-    /// A server that knows 3.1.1 only refuses MQTT 5 in its own, shorter form.
-    fn old_refusal(&self, buffer: &[u8]) -> Option<u8> {
-        match (self.version, buffer) {
-            (Version::V5, [0x20, 2, _, code, ..]) if *code != 0 && self.desk().open.is_none() => Some(*code),
-            _ => None,
-        }
-    }
-
-    fn refused(&self, version: Version, code: u8) -> Ended {
-        let advice = speech::advice(version, code).unwrap_or("no advice");
-        let reason = speech::refused(version, code);
-        if speech::advice(version, code).is_some() {
-            log::warn!("the server refuses the connection (code {code:#04x}): {advice}");
-        } else {
-            log::debug!("the server refuses the connection (code {code:#04x}): {reason}");
-        }
-        ended(reason, true)
-    }
-
-    async fn welcomed(&self, present: bool, limits: Limits) {
-        let Place { shared, voice, .. } = self.place;
-        let generation = shared.memory.begin(present);
-        let keep_alive = limits.keep_alive.unwrap_or(self.keep_alive);
-        let window = limits.window.saturating_sub(OWN_RESERVE).max(1);
-        {
-            let mut desk = self.desk();
-            desk.quota = limits.window;
-            desk.open = Some(Open { generation, limits, keep_alive });
-            // Ours go first: they stand in the queue before the heart knows that it may send.
-            self.greet(&mut desk);
-        }
-        self.tell(Event::Connected { attempt: voice.attempt, present, window, keep_alive }).await;
-        self.wake.notify_one();
-        self.settle().await;
-    }
-
-    /// Subscriptions where the server does not have them, status and hello.
-    fn greet(&self, desk: &mut Desk) {
-        let Place { shared, voice, .. } = self.place;
-        let cloud = &shared.config.cloud;
-        if !shared.memory.is_subscribed() {
-            let mut filters: Vec<(String, u8)> = Vec::new();
-            for rule in &shared.config.subscribe {
-                if filters.iter().all(|(filter, _)| *filter != rule.topic) {
-                    filters.push((rule.topic.clone(), rule.qos));
-                }
-            }
-            for filters in filters.chunks(FILTERS_MAX) {
-                let id = desk.own_id();
-                match speech::subscribe(self.version, id, filters) {
-                    Ok(bytes) => {
-                        desk.control.extend(bytes);
-                        let names = filters.iter().map(|(filter, _)| filter.clone()).collect();
-                        desk.awaited.insert(id, Asked::Filters(names));
-                    }
-                    Err(problem) => log::warn!("SUBSCRIBE cannot be written: {problem}"),
-                }
-            }
-        }
-        if cloud.base.is_empty() {
-            return;
-        }
-        let greeting = (shared.greet)();
-        let status = (format!("{}/status", cloud.base), documents::status(true, voice.attempt, None), true);
-        let hello = documents::hello(&greeting, &shared.config.hash, voice.attempt);
-        for (topic, payload, retain) in [status, (format!("{}/hello", cloud.base), hello, false)] {
-            if let Some(publish) = own_message(desk, topic, payload, retain) {
-                desk.own.push_back(publish);
-            }
-        }
-    }
-
-    async fn acked(&self, id: u16, code: u8) {
-        let Place { shared, voice, .. } = self.place;
-        let failed = code >= 0x80;
-        if OWN.contains(&id) {
-            let asked = self.desk().awaited.remove(&id);
-            if let Some(Asked::Publish(topic)) = asked {
-                self.give_back();
-                if failed {
-                    log::warn!(
-                        "the server refused our message to {topic} (code {code:#04x}): allow it, or set cloud.base = \"\""
-                    );
-                }
-            }
-            return self.settle().await;
-        }
-        let generation = self.desk().open.as_ref().map(|open| open.generation);
-        let Some(seq) = generation.and_then(|generation| shared.memory.acknowledged(generation, id)) else { return };
-        self.give_back();
-        let attempt = voice.attempt;
-        if failed {
-            log::warn!("the server rejected message {} (code {code:#04x})", seq.0);
-            self.tell(Event::Rejected { attempt, seq }).await;
-        } else {
-            self.tell(Event::Acked { attempt, seq }).await;
-        }
-    }
-
-    /// One more may be sent.
-    fn give_back(&self) {
-        let mut desk = self.desk();
-        let most = desk.open.as_ref().map_or(0, |open| open.limits.window);
-        desk.quota = desk.quota.saturating_add(1).min(most);
-        drop(desk);
-        self.wake.notify_one();
-    }
-
-    async fn subscribed(&self, id: u16, codes: &[u8]) {
-        let asked = self.desk().awaited.remove(&id);
-        if let Some(Asked::Filters(filters)) = asked {
-            for (filter, code) in filters.iter().zip(codes).filter(|(_, code)| **code >= 0x80) {
-                self.desk().refused = true;
-                log::warn!("the server refused the subscription to {filter} (code {code:#04x}); it goes on without");
-            }
-        }
-        let memorable = {
-            let desk = self.desk();
-            let pending = desk.awaited.values().any(|asked| matches!(asked, Asked::Filters(_)));
-            desk.open.as_ref().map(|open| open.generation).filter(|_| !pending && !desk.refused)
-        };
-        if let Some(generation) = memorable {
-            self.place.shared.memory.subscribed(generation);
-        }
-        self.settle().await;
-    }
-
-    async fn settle(&self) {
-        let settled = {
-            let mut desk = self.desk();
-            let settled = desk.awaited.is_empty() && !desk.settled;
-            desk.settled |= settled;
-            settled
-        };
-        if settled {
-            self.tell(Event::Settled { attempt: self.place.voice.attempt }).await;
-        }
-    }
-
-    /// A message for applications: kept in order until they have room.
-    fn published(&self, publish: Publish) -> Result<(), Ended> {
-        let owed = publish.id.filter(|_| publish.qos > 0).map(|id| Owed { qos: publish.qos, id });
-        if let Some(Owed { qos: 2, id }) = owed
-            && self.place.shared.memory.was_taken(id)
-        {
-            return self.say(&speech::taken(2, id));
-        }
-        let mut desk = self.desk();
-        if owed.is_some() && self.version == Version::V5 && desk.owed >= usize::from(RECEIVE_MAX) {
-            return Err(ended(Reason::Protocol, true));
-        }
-        if desk.inbound.len() + desk.owed >= INBOUND_MAX || desk.inbound_bytes >= INBOUND_BYTES_MAX {
-            // Unacknowledged, a numbered one comes again with the next connection.
-            log::warn!("applications are too slow for the cloud: a message to {} is not taken", publish.topic);
-            return Ok(());
-        }
-        desk.owed += usize::from(owed.is_some());
-        let local = self.local(publish);
-        desk.inbound_bytes += local.as_ref().map_or(0, |publish| publish.payload.len());
-        desk.inbound.push_back((owed, local));
-        drop(desk);
-        self.arrived.notify_one();
-        Ok(())
-    }
-
-    /// The message under its local topic; `None` where no rule wants it.
-    fn local(&self, mut publish: Publish) -> Option<Publish> {
-        let rules = &self.place.shared.config.subscribe;
-        let rule = rules.iter().find(|rule| topics::matches(unshared(&rule.topic), &publish.topic));
-        let topic = rule.map(|rule| topics::mapped(&rule.to, unshared(&rule.topic), &publish.topic));
-        match topic.filter(|topic| topics::valid_topic(topic)) {
-            Some(topic) => {
-                publish.topic = topic;
-                Some(publish)
-            }
-            None => {
-                log::debug!("no rule takes a message to {}", publish.topic);
-                None
-            }
-        }
-    }
-}
-
-/// The filter that messages match, without `$share/{group}/` in front (MQTT 5.0 section 4.8.2).
-fn unshared(filter: &str) -> &str {
-    filter.strip_prefix("$share/").and_then(|rest| rest.split_once('/')).map_or(filter, |(_, filter)| filter)
-}
-
-/// One of our own messages, numbered and awaited, as good as the server allows.
-fn own_message(desk: &mut Desk, topic: String, payload: Vec<u8>, retain: bool) -> Option<Publish> {
-    let (qos, may_retain) = desk.open.as_ref().map(|open| (open.limits.qos.min(1), open.limits.retain))?;
-    let id = (qos > 0).then(|| desk.own_id());
-    if let Some(id) = id {
-        desk.awaited.insert(id, Asked::Publish(topic.clone()));
-    }
-    Some(Publish { topic, payload, qos, retain: retain && may_retain, dup: false, id, properties: Vec::new() })
-}
-
-// Writing.
-impl Connection<'_> {
-    async fn write(&self, mut half: impl AsyncWrite + Unpin) -> Ended {
-        let mut last = Instant::now();
-        loop {
-            let mut chunk = Vec::new();
-            let mut sent = Vec::new();
-            let last_words = self.gather(&mut chunk, &mut sent).await;
-            if chunk.is_empty() {
-                self.idle(last).await;
-                continue;
-            }
-            let written = async {
-                half.write_all(&chunk).await?;
-                half.flush().await
-            };
-            if let Err(error) = written.await {
-                return self.broken(&error);
-            }
-            last = Instant::now();
-            self.desk().busy = false;
-            for seq in sent {
-                self.tell(Event::Acked { attempt: self.place.voice.attempt, seq }).await;
-            }
-            if last_words {
-                // The end of our stream; the server closes when it has read it, which ends the reading.
-                let _ = half.shutdown().await;
-                pending::<()>().await;
-            }
-        }
-    }
-
-    /// Waits for something to write, and pings when the keep alive is three quarters over (MQTT 5.0 section 3.1.2.10
-    /// allows one and a half of it; the rest is for the way).
-    async fn idle(&self, last: Instant) {
-        let keep_alive = self.desk().open.as_ref().map(|open| open.keep_alive).filter(|keep| !keep.is_zero());
-        let due = async {
-            match keep_alive {
-                Some(keep_alive) => sleep_until(last + keep_alive * 3 / 4).await,
-                None => pending().await,
-            }
-        };
-        tokio::select! {
-            () = self.wake.notified() => {}
-            () = due => self.ping(),
-        }
-    }
-
-    fn ping(&self) {
-        self.place.shared.count_ping(self.place.interface);
-        self.desk().control.extend(speech::PING);
-        self.wake.notify_one();
-    }
-
-    /// Fills `chunk` with what is to be written next and `sent` with what is done once it is; true when these are the
-    /// last words.
-    async fn gather(&self, chunk: &mut Vec<u8>, sent: &mut Vec<Seq>) -> bool {
-        loop {
-            let next = {
-                let mut desk = self.desk();
-                if !desk.control.is_empty() {
-                    chunk.append(&mut desk.control);
-                }
-                if let Some(goodbye) = desk.goodbye {
-                    desk.busy = true;
-                    self.farewell(&mut desk, goodbye, chunk);
-                    return true;
-                }
-                desk.busy = !chunk.is_empty();
-                if desk.open.is_none() || desk.quota == 0 || chunk.len() >= CHUNK {
-                    return false;
-                }
-                if let Some(own) = desk.own.pop_front() {
-                    desk.quota -= u16::from(own.qos > 0);
-                    Next::Own(own)
-                } else if let Some((seq, again)) = desk.queue.pop_front() {
-                    desk.busy = true;
-                    Next::Message(seq, again)
-                } else {
-                    return false;
-                }
-            };
-            match next {
-                Next::Own(publish) => match speech::publish(self.version, publish) {
-                    Ok(bytes) => chunk.extend(bytes),
-                    Err(problem) => log::warn!("our own message cannot be written: {problem}"),
-                },
-                Next::Message(seq, again) => self.gather_message(seq, again, chunk, sent).await,
-            }
-        }
-    }
-
-    async fn gather_message(&self, seq: Seq, again: bool, chunk: &mut Vec<u8>, sent: &mut Vec<Seq>) {
-        let Place { shared, voice, .. } = self.place;
-        let encoded = match (shared.fetch)(seq).await {
-            Some(body) => self.encode(&body, again),
-            None => Err("it is not in the outbox any more".to_owned()),
-        };
-        match encoded {
-            Ok((bytes, 0)) => {
-                chunk.extend(bytes);
-                sent.push(seq);
-            }
-            Ok((bytes, _)) => {
-                chunk.extend(bytes);
-                let mut desk = self.desk();
-                desk.quota = desk.quota.saturating_sub(1);
-            }
-            Err(problem) => {
-                shared.memory.forget(seq);
-                log::warn!("message {} can never be sent: {problem}", seq.0);
-                self.tell(Event::Rejected { attempt: voice.attempt, seq }).await;
-            }
-        }
-    }
-
-    /// The packet of a message and its quality, within what the server allows; an error where it can never be sent.
-    fn encode(&self, body: &Body, again: bool) -> Result<(Vec<u8>, u8), String> {
-        if !topics::valid_topic(&body.topic) {
-            return Err(format!("\"{}\" is no topic", body.topic));
-        }
-        let limits = self.desk().open.as_ref().map(|open| open.limits.clone()).unwrap_or_default();
-        let qos = body.qos.min(1).min(limits.qos);
-        let mut properties = speech::portable(properties_from_bytes(&body.properties), self.version);
-        if self.version == Version::V5 {
-            properties.push(Property::UserProperty("sb-id".into(), body.id.clone()));
-            properties.push(Property::UserProperty("sb-time".into(), documents::time(body.accepted)));
-        }
-        let (id, known) = match qos {
-            0 => (None, false),
-            _ => {
-                let (id, known) = self.place.shared.memory.number(body.seq);
-                (Some(id), known)
-            }
-        };
-        let publish = Publish {
-            topic: body.topic.clone(),
-            payload: body.payload.clone(),
-            qos,
-            retain: body.retain && limits.retain,
-            // A repetition only towards a server that may have the first under the same number.
-            dup: again && known,
-            id,
-            properties,
-        };
-        let bytes = speech::publish(self.version, publish)?;
-        if bytes.len() > limits.packet {
-            return Err(format!("{} bytes are more than the server takes ({})", bytes.len(), limits.packet));
-        }
-        Ok((bytes, qos))
-    }
-
-    fn farewell(&self, desk: &mut Desk, goodbye: Goodbye, chunk: &mut Vec<u8>) {
-        let Place { shared, voice, .. } = self.place;
-        let base = &shared.config.cloud.base;
-        if goodbye == Goodbye::Offline && desk.open.is_some() && !base.is_empty() {
-            let payload = documents::status(false, voice.attempt, Some(Reason::User));
-            let full = desk.quota == 0;
-            let publish = own_message(desk, format!("{base}/status"), payload, true).map(|publish| match full {
-                // One more numbered message would break the server's limit, and it the connection.
-                true => Publish { qos: 0, id: None, ..publish },
-                false => publish,
-            });
-            match publish.map(|publish| speech::publish(self.version, publish)) {
-                Some(Ok(bytes)) => chunk.extend(bytes),
-                Some(Err(problem)) => log::warn!("the offline status cannot be written: {problem}"),
-                None => {}
-            }
-        }
-        chunk.extend(speech::FAREWELL);
-    }
-}
-
-enum Next {
-    Own(Publish),
-    Message(Seq, bool),
-}
-
-// Obeying, handing over, acknowledging.
 impl Connection<'_> {
     /// Ends after a goodbye, once its limit has passed.
     async fn obey(&self, orders: &mut mpsc::UnboundedReceiver<Order>) {
@@ -684,6 +242,7 @@ impl Connection<'_> {
             }
         }
         sleep(FAREWELL_LIMIT).await;
+        self.place.facts.gauge.forget_unsent();
     }
 
     /// Hands messages to the applications as they have room. Never ends.
@@ -779,4 +338,14 @@ impl Connection<'_> {
     fn desk(&self) -> MutexGuard<'_, Desk> {
         super::lock(&self.desk)
     }
+}
+
+/// One of our own messages, numbered and awaited, as good as the server allows.
+fn own_message(desk: &mut Desk, topic: String, payload: Vec<u8>, retain: bool) -> Option<Publish> {
+    let (qos, may_retain) = desk.open.as_ref().map(|open| (open.limits.qos.min(1), open.limits.retain))?;
+    let id = (qos > 0).then(|| desk.own_id());
+    if let Some(id) = id {
+        desk.awaited.insert(id, Asked::Publish(topic.clone()));
+    }
+    Some(Publish { topic, payload, qos, retain: retain && may_retain, dup: false, id, properties: Vec::new() })
 }

@@ -76,12 +76,12 @@ pub async fn dial(shared: &Shared, voice: &Voice, interface: Name, server: &Serv
     }
 
     voice.report(Event::DialProgressed { attempt: voice.attempt, step: Step::Connecting }).await;
+    // A modem may be configured by its control port or by the interface its packets take.
+    let by_port = shared.config.named.iter().any(|(name, _)| *name == interface);
+    let options = &shared.config.uplink(if by_port { interface } else { through }, class).socket;
     let tries = addresses.into_iter().map(|address| {
-        let (to, config) = (SocketAddr::new(address, server.port), shared.config.clone());
-        async move {
-            let options = &config.uplink(interface, class).socket;
-            socket::connect(to, through, options).await.map(|stream| (stream, to))
-        }
+        let (to, options) = (SocketAddr::new(address, server.port), options.clone());
+        async move { socket::connect(to, through, &options).await.map(|stream| (stream, to)) }
     });
     let connected = timeout(CONNECT_LIMIT, stagger::first(tries.collect::<Vec<_>>(), ADDRESS_DELAY)).await;
     let (stream, peer) = match connected {

@@ -63,7 +63,8 @@ impl Limits {
                 }
                 Property::MaximumQoS(most) => limits.qos = *most,
                 Property::RetainAvailable(available) => limits.retain = *available != 0,
-                Property::ServerKeepAlive(seconds) => {
+                // Zero leaves it to us, so what we asked for stays.
+                Property::ServerKeepAlive(seconds) if *seconds > 0 => {
                     limits.keep_alive = Some(Duration::from_secs(u64::from(*seconds)));
                 }
                 _ => {}
