@@ -133,7 +133,7 @@ impl Daemon {
 
     /// A call from one of the front doors: answered at once, or turned into an event and answered later.
     async fn answer(&mut self, call: Call) -> bool {
-        match self.desk.take(call, &self.control, &self.hands, &mut self.picture, &self.black_box) {
+        match self.desk.take(call, &self.control, &self.hands, &self.picture, &self.black_box) {
             Some(event) => {
                 let running = self.turn(event).await;
                 self.desk.after_turn(&self.control);

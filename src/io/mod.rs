@@ -15,6 +15,7 @@ pub const EVENTS_MAX: usize = 4096;
 
 pub mod black_box;
 pub mod clock;
+pub mod cloud;
 pub mod dbus;
 pub mod network_manager;
 pub mod packet;
