@@ -18,6 +18,7 @@ pub mod clock;
 pub mod cloud;
 pub mod dbus;
 pub mod network_manager;
+pub mod control_socket;
 pub mod packet;
 pub mod rtnetlink;
 pub mod status_page;
