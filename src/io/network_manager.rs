@@ -46,8 +46,14 @@ const LIST_LIMIT: Duration = Duration::from_secs(5);
 /// How long devices known before a restart of NetworkManager keep their last report while it has not come to
 /// them: it shows a device that still works as unmanaged for some 50 ms, and must not end a session by that.
 const RESTART_GRACE: Duration = Duration::from_secs(5);
+/// How long a device that vanished without a word stays: a NetworkManager that is ending takes its devices off the
+/// bus before its name, with links and addresses left as they are. A link that is unplugged the kernel tells at once.
+const LEAVING_GRACE: Duration = Duration::from_secs(2);
 /// Smaller changes of a signal are not worth waking a display.
 const SIGNAL_STEP: u8 = 5;
+
+/// `NMDeviceState`: left alone.
+const UNMANAGED: i64 = 10;
 
 const BUS: &str = "org.freedesktop.DBus";
 
@@ -202,6 +208,8 @@ struct Watch {
     /// Devices from before a restart of NetworkManager that it has not come to yet, and until when that is waited for.
     held: BTreeSet<Name>,
     held_until: Option<Instant>,
+    /// Devices that vanished without a word, and when that counts.
+    leaving: BTreeMap<Name, Instant>,
 }
 
 /// The daemon is going away: nobody takes events or holds a handle.
@@ -221,6 +229,7 @@ impl Watch {
             running: None,
             held: BTreeSet::new(),
             held_until: None,
+            leaving: BTreeMap::new(),
         }
     }
 
@@ -432,7 +441,8 @@ impl Watch {
 
     /// When something is due by itself.
     fn wake(&self) -> Option<Instant> {
-        [self.nm.list_at, self.mm.list_at, self.held_until].into_iter().flatten().min()
+        let leaving = self.leaving.values().min().copied();
+        [self.nm.list_at, self.mm.list_at, self.held_until, leaving].into_iter().flatten().min()
     }
 
     /// Tells what has changed since it was last told.
@@ -446,9 +456,7 @@ impl Watch {
         }
         let seen = sightings(&self.nm.mirror, &self.mm.mirror, &self.config);
         self.let_go(&seen);
-        let gone: Vec<Name> =
-            self.told.keys().filter(|name| !seen.contains_key(name) && !self.held.contains(name)).copied().collect();
-        for interface in gone {
+        for interface in self.gone(&seen) {
             self.told.remove(&interface);
             self.hands.remove(&interface);
             self.uplinks.remove(interface);
@@ -461,6 +469,24 @@ impl Watch {
         }
         self.uplinks.set_network_manager(true);
         Ok(())
+    }
+
+    /// Devices that are gone for good.
+    fn gone(&mut self, seen: &BTreeMap<Name, Sighting>) -> Vec<Name> {
+        let now = Instant::now();
+        self.leaving.retain(|name, _| !seen.contains_key(name));
+        let mut gone = Vec::new();
+        for name in self.told.keys().filter(|name| !seen.contains_key(name) && !self.held.contains(name)) {
+            // A device that is taken away is unmanaged first.
+            let said = self.hands.get(name).is_some_and(|hand| hand.state <= UNMANAGED);
+            if said || *self.leaving.entry(*name).or_insert(now + LEAVING_GRACE) <= now {
+                gone.push(*name);
+            }
+        }
+        gone.iter().for_each(|name| {
+            self.leaving.remove(name);
+        });
+        gone
     }
 
     async fn tell(&mut self, interface: Name, seen: Sighting) -> Result<(), Stopped> {
@@ -500,6 +526,7 @@ impl Watch {
         self.hands.clear();
         self.held = self.told.keys().copied().collect();
         self.held_until = (!self.held.is_empty()).then(|| Instant::now() + RESTART_GRACE);
+        self.leaving.clear();
     }
 
     /// Lets go of held devices that are active again, and of all when the grace is over or NetworkManager has started.
@@ -552,6 +579,7 @@ impl Watch {
             return Ok(());
         }
         self.running = Some(running);
+        self.leaving.clear();
         self.uplinks.set_network_manager(running);
         self.send(Event::NetworkManagerChanged { running }).await
     }
