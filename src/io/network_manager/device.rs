@@ -351,7 +351,9 @@ pub fn routable(address: &IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::mirror::tests::objects;
     use super::*;
+    use std::collections::HashMap;
 
     fn seen(class: Class, state: i64, reason: i64) -> Sighting {
         let name = Name::new("x0").unwrap();
@@ -513,6 +515,67 @@ mod tests {
             let seen = Sighting { modem, ..seen(Class::Cell, state, code) };
             assert_eq!(stage(&seen, false).to_string(), wanted, "{state} {modem:?}");
         }
+    }
+
+    #[test]
+    fn a_modem_and_its_data_port_are_one_uplink_and_tunnels_are_none() {
+        let text = |text: &str| Variant::from(text.to_owned());
+        let path = |path: &'static str| Variant::from(zbus::ObjectPath::try_from(path).unwrap());
+        let item = |address: &str| HashMap::from([("address".to_owned(), text(address))]);
+        let device = |interface: &str, kind: u32, state: u32| {
+            vec![
+                ("Interface", text(interface)),
+                ("DeviceType", kind.into()),
+                ("StateReason", (state, 0u32).into()),
+                ("Real", true.into()),
+            ]
+        };
+        let mut cell = device("cdc-wdm0", 8, 100);
+        cell.extend([
+            ("Udi", text("/Modem/0")),
+            ("IpInterface", text("")),
+            ("Ip4Config", path("/Ip/4")),
+            ("Ip6Config", path("/Ip/6")),
+            ("Metered", 3u32.into()),
+        ]);
+        let mut nm = Mirror::new(NETWORK_MANAGER);
+        assert!(nm.fill(&objects(&[
+            (ROOT_PATH, ROOT, &[("Startup", true.into())]),
+            ("/1", DEVICE, &cell),
+            ("/2", DEVICE, &device("wwan0", 1, 10)),
+            ("/3", DEVICE, &device("tun0", 16, 100)),
+            ("/4", DEVICE, &device("veth3", 20, 10)),
+            (
+                "/Ip/4",
+                IP4,
+                &[
+                    ("AddressData", vec![item("203.0.113.100")].into()),
+                    ("NameserverData", vec![item("203.0.113.1")].into()),
+                ],
+            ),
+            (
+                "/Ip/6",
+                IP6,
+                &[("Nameservers", vec![vec![0x20u8, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]].into())]
+            ),
+        ])));
+        let mut mm = Mirror::new(MODEM_MANAGER);
+        let ports = vec![("cdc-wdm0".to_owned(), 6u32), ("wwan0".to_owned(), 2u32)];
+        assert!(mm.fill(&objects(&[(
+            "/Modem/0",
+            MODEM,
+            &[("State", 11i32.into()), ("Ports", ports.into()), ("SignalQuality", (70u32, true).into())]
+        )])));
+        assert_eq!(starting(&nm), Some(true));
+        let config = crate::classify::tests::config([&[], &[], &[]]);
+        let all = sightings(&nm, &mm, &config);
+        let [(name, seen)] = &all.iter().collect::<Vec<_>>()[..] else { panic!("{all:?}") };
+        assert_eq!(name.as_str(), "cdc-wdm0");
+        assert_eq!(seen.details.ip_interface.as_str(), "wwan0");
+        assert_eq!(seen.details.signal, Some(70));
+        assert_eq!(seen.details.name_servers, ["203.0.113.1", "2001:db8::1"].map(|ip| ip.parse::<IpAddr>().unwrap()));
+        assert_eq!((seen.metered, seen.profile, seen.state), (Some(true), false, 100));
+        assert!(seen.details.addresses.iter().any(routable));
     }
 
     #[test]
