@@ -2,7 +2,7 @@
 //!
 //! Listens first and looks afterwards. Answers to calls come in the same stream as the signals, so that a list of
 //! objects stands in its place among them: signals before it are older, signals behind it are newer. Never waits
-//! for an answer.
+//! for an answer. Longer than most files since every way in and out of one connection stands side by side here.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
