@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod classify;
+pub mod cli;
 pub mod config;
 pub mod corridor;
 pub mod daemon;
