@@ -554,8 +554,8 @@ mod tests {
 
     #[test]
     fn the_reason_is_that_of_the_outage_while_it_lasts() {
-        let with = |ended: Value| object(json!({"last_outage": {"last_reason": "no-carrier", "ended": ended}}));
-        assert_eq!(reason(&with(Value::Null)), "no-carrier");
+        let with = |ended: Value| object(json!({"last_outage": {"last_reason": "no-link", "ended": ended}}));
+        assert_eq!(reason(&with(Value::Null)), "no-link");
         assert_eq!(reason(&with(json!("2026-11-20T10:00:00Z"))), "");
         assert_eq!(reason(&Map::new()), "");
     }
