@@ -125,6 +125,11 @@ impl BlackBox {
         self.followers.subscribe()
     }
 
+    /// The same for a front door that subscribes for each of its clients.
+    pub fn lines(&self) -> broadcast::Sender<Arc<str>> {
+        self.followers.clone()
+    }
+
     /// The newest lines that fit, oldest first, as JSON texts; also those of earlier boots. Empty when the box is
     /// overrun or gone.
     pub async fn read(&self, query: Query) -> Vec<String> {
