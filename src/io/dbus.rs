@@ -18,9 +18,9 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use zbus::connection::Builder;
 use zbus::names::InterfaceName;
 use zbus::object_server::SignalEmitter;
-use zbus::{Connection, DBusError, OwnedVariant, Variant, fdo, interface};
+use zbus::{Connection, DBusError, OwnedVariant, Signature, Variant, fdo, interface};
 
-use crate::api::{Call, Calls};
+use crate::api::{Call, Calls, base64};
 
 /// Our name on the bus.
 pub const NAME: &str = "org.switchback.Switchback1";
@@ -41,8 +41,10 @@ const CALLS_OPEN_MAX: usize = 16;
 const FRESH_LIMIT: Duration = Duration::from_secs(1);
 /// Options nested deeper than this are refused; ours are flat, or a list of texts.
 const DEPTH_MAX: usize = 8;
-/// Bytes of all texts in the options of one call; what the cloud's servers commonly take as one message.
+/// Bytes of all texts in the options of one call: the largest payload in base 64, with room.
 const OPTIONS_BYTES_MAX: usize = 1024 * 1024;
+/// Keys that hold a list of objects: `aa{sv}` also when it is empty.
+const OBJECT_LISTS: [&str; 2] = ["uplinks", "events"];
 
 /// The latest status document, as the loop shows it.
 type Document = watch::Receiver<Arc<Map<String, Value>>>;
@@ -290,7 +292,8 @@ impl Service {
         self.ask("reconnect", options).await
     }
 
-    /// Puts a message into the outbox: `topic` (s), `payload` (s), and the options of `switchback publish`.
+    /// Puts a message into the outbox: `topic` (s), `payload` (s or ay), `qos`, `retain`, `wait`
+    /// (s), `timeout` (s).
     async fn publish(&self, options: Dict) -> Result<Dict, Error> {
         self.ask("publish", options).await
     }
@@ -300,7 +303,7 @@ impl Service {
         self.ask("flush", options).await
     }
 
-    /// Lines of the black box: `since` (s), `boot` (b).
+    /// Lines of the black box: `since` (s), `boot` (b), `limit`.
     async fn events(&self, options: Dict) -> Result<Dict, Error> {
         self.ask("events", options).await
     }
@@ -424,7 +427,12 @@ fn dicts(document: &Map<String, Value>, key: &str) -> Vec<Dict> {
 
 /// JSON keys as `a{sv}`; null is a missing key.
 fn to_dict(object: Map<String, Value>) -> Dict {
-    object.into_iter().filter_map(|(key, value)| Some((key, to_variant(value)?))).collect()
+    let typed = |key: String, value: Value| {
+        let empty = value.as_array().is_some_and(Vec::is_empty) && OBJECT_LISTS.contains(&key.as_str());
+        let variant = if empty { Variant::from(Vec::<Dict>::new()).try_into().ok() } else { to_variant(value) };
+        variant.map(|variant| (key, variant))
+    };
+    object.into_iter().filter_map(|(key, value)| typed(key, value)).collect()
 }
 
 /// Integers are `x` whatever their size, so that a key never changes its type; a list is `as`, `aa{sv}` or `av`.
@@ -456,17 +464,29 @@ fn to_variant(value: Value) -> Option<OwnedVariant> {
     OwnedVariant::try_from(variant).ok()
 }
 
-/// Options as JSON, or what is wrong with them.
+/// Options as JSON, or what is wrong with them. Bytes (`ay`) become text in base 64 under the key that says so.
 fn to_json(options: &Dict) -> Result<Map<String, Value>, Error> {
     let mut left = OPTIONS_BYTES_MAX;
-    options
-        .iter()
-        .map(|(key, value)| {
-            let value =
-                to_value(value, DEPTH_MAX, &mut left).map_err(|why| Error::Usage(format!("option {key}: {why}")))?;
-            Ok((key.clone(), value))
-        })
-        .collect()
+    let one = |(key, value): (&String, &OwnedVariant)| {
+        let wrong = |why| Error::Usage(format!("option {key}: {why}"));
+        match bytes(value) {
+            Some(bytes) => {
+                left = left.checked_sub(bytes.len()).ok_or("more than 1 MiB").map_err(wrong)?;
+                Ok((format!("{key}_base64"), Value::String(base64::encode(&bytes))))
+            }
+            None => Ok((key.clone(), to_value(value, DEPTH_MAX, &mut left).map_err(wrong)?)),
+        }
+    };
+    options.iter().map(one).collect()
+}
+
+fn bytes(variant: &Variant<'_>) -> Option<Vec<u8>> {
+    match variant {
+        Variant::Array(items) if *items.element_signature() == Signature::U8 => {
+            items.iter().map(|item| u8::try_from(item).ok()).collect()
+        }
+        _ => None,
+    }
 }
 
 fn to_value(variant: &Variant<'_>, depth: usize, left: &mut usize) -> Result<Value, &'static str> {
@@ -538,10 +558,19 @@ mod tests {
         assert!(refused(Variant::from(f64::NAN)));
         assert!(refused(Variant::from((1_u8, 2_u8))));
         assert!(refused(Variant::from("x".repeat(OPTIONS_BYTES_MAX))));
-        assert!(refused(Variant::from(vec![0_u8; OPTIONS_BYTES_MAX])));
+        assert!(refused(Variant::from(vec![0_u8; OPTIONS_BYTES_MAX + 1])));
         let deep = (0..20).fold(Variant::from(1_u8), |inner, _| Variant::Variant(Box::new(inner)));
         assert!(refused(deep));
         assert!(!refused(Variant::from(vec!["wifi", "cell"])));
+    }
+
+    #[test]
+    fn bytes_go_as_base64_and_empty_lists_keep_their_type() {
+        let options = Dict::from([("payload".to_owned(), Variant::from(vec![0_u8, 255]).try_into().unwrap())]);
+        assert_eq!(to_json(&options).unwrap(), object(json!({"payload_base64": "AP8="})));
+        let keys = to_dict(object(json!({"events": [], "walk": []})));
+        assert_eq!(keys["events"].value_signature(), "aa{sv}");
+        assert_eq!(keys["walk"].value_signature(), "as");
     }
 
     #[test]
@@ -554,8 +583,8 @@ mod tests {
 
     #[test]
     fn the_reason_is_that_of_the_outage_while_it_lasts() {
-        let with = |ended: Value| object(json!({"last_outage": {"last_reason": "no-carrier", "ended": ended}}));
-        assert_eq!(reason(&with(Value::Null)), "no-carrier");
+        let with = |ended: Value| object(json!({"last_outage": {"last_reason": "no-link", "ended": ended}}));
+        assert_eq!(reason(&with(Value::Null)), "no-link");
         assert_eq!(reason(&with(json!("2026-11-20T10:00:00Z"))), "");
         assert_eq!(reason(&Map::new()), "");
     }
