@@ -13,4 +13,5 @@ pub type Events = mpsc::Sender<Event>;
 /// makes an adapter wait.
 pub const EVENTS_MAX: usize = 4096;
 
+pub mod applications;
 pub mod packet;
