@@ -19,6 +19,7 @@ pub mod cloud;
 pub mod dbus;
 pub mod network_manager;
 pub mod control_socket;
+pub mod applications;
 pub mod packet;
 pub mod resolver;
 pub mod rtnetlink;
