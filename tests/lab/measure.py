@@ -37,9 +37,10 @@ class Load:
 
     made = 0
 
-    def __init__(self, lab, rate=20, size=64, port=plan.PLAIN):
+    def __init__(self, lab, rate=20, size=64, port=plan.PLAIN, ns=plan.GATEWAY):
         Load.made += 1
         self.lab, self.rate, self.size, self.port = lab, rate, size, port
+        self.ns = ns
         self.name = f"publisher-{Load.made}"
         self.topic = f"load/{self.name}"
         self.out = f"{plan.RUN}/{self.name}.jsonl"
@@ -52,7 +53,7 @@ class Load:
             self.stop(settle=0)
 
     def start(self):
-        self.lab.start(self.name, plan.GATEWAY, [
+        self.lab.start(self.name, self.ns, [
             "/usr/bin/python3", os.path.join(HERE, "client.py"), "publish", "--topic", self.topic, "--id", self.name,
             "--rate", str(self.rate), "--size", str(self.size), "--port", str(self.port), "--out", self.out])
         wait_for(self.lab.path(self.out).exists, 5, "the publisher to start")
