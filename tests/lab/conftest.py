@@ -6,6 +6,7 @@ Tests that must spoil a lab (kill it, restart its bus) make their own.
 import pytest
 
 from . import plan
+from .daemon import config
 from .laboratory import Lab
 
 
@@ -30,3 +31,20 @@ def lab(the_lab):
     if the_lab.inside_pid("network-manager") is None:
         the_lab.network_manager_start()
     the_lab.wait_uplinks()
+
+
+@pytest.fixture
+def online(lab):
+    """The same with a fresh daemon online over eth, hold-down three seconds."""
+    lab.daemon_fresh(config(hold_down="3s"))
+    lab.wait_online("eth", within=15)
+    return lab
+
+
+@pytest.fixture
+def load(lab):
+    """A publisher of 20 numbered messages a second; the test starts it."""
+    with_default_rate = lab.load()
+    yield with_default_rate
+    if lab.inside_pid(with_default_rate.name):
+        with_default_rate.stop(settle=0)

@@ -44,6 +44,7 @@ class Load:
         self.name = f"publisher-{Load.made}"
         self.topic = f"load/{self.name}"
         self.out = f"{plan.RUN}/{self.name}.jsonl"
+        self.ended = None
 
     def __enter__(self):
         return self.start()
@@ -62,6 +63,7 @@ class Load:
     def stop(self, settle=30):
         """No more offers; wait until all of it is acknowledged and has arrived, at most `settle` seconds."""
         self.lab.send_signal(self.name, signal.SIGTERM)
+        self.ended = time.time()
         end = time.monotonic() + settle
         while time.monotonic() < end:
             count = self.count()
@@ -93,8 +95,11 @@ class Load:
                 if line["topic"].endswith(self.topic) and not line["retain"]]
 
     def pause(self, since, until=None):
-        """Longest time without an arrival between two moments; counts the arrival before `since`."""
-        until = until or time.time()
+        """Longest time without an arrival between two moments, from the last arrival before `since` on.
+
+        The window ends with the offers at the latest: that nothing comes after them is no pause.
+        """
+        until = min(until or time.time(), self.ended or time.time())
         times = [at for at, _ in self.arrivals() if at <= until]
         before = [at for at in times if at < since]
         marks = [before[-1] if before else since] + [at for at in times if at >= since] + [until]
