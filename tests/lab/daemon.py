@@ -8,6 +8,8 @@ nowhere else.
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 from . import plan
@@ -42,6 +44,12 @@ def programs():
         if not (place / program).exists():
             raise LabError(f"there is no {program} in {place}: run cargo build --release, or set SWITCHBACK_BIN")
     return place
+
+
+def build():
+    """cargo build --release, where no built programs were given."""
+    if not os.environ.get("SWITCHBACK_BIN"):
+        subprocess.run(["cargo", "build", "--release", "--quiet"], cwd=REPOSITORY, check=True, stdout=sys.stderr)
 
 
 class Daemon:
