@@ -32,6 +32,11 @@ class Faults:
             if wanted:
                 self._fault(uplink, chain, "drop")
 
+    def lossy(self, uplink, percent):
+        """So many of a hundred packets vanish, each way."""
+        for chain in ("up", "down"):
+            self._fault(uplink, chain, f"numgen random mod 100 '<' {int(percent)} drop")
+
     def reset(self, uplink):
         """Whatever the gateway sends over TCP is answered with RST."""
         self._fault(uplink, "up", "meta l4proto tcp reject with tcp reset")

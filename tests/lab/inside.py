@@ -5,6 +5,8 @@ Started by laboratory.py through unshare(1) as process 1 of its own pid namespac
 network, uts and ipc namespaces; its own network namespace is the gateway. Always true: whatever it
 makes is private to these namespaces, so its death, however sudden, undoes all of it. It never touches
 a file, link or process of the machine outside, and starts no service (laboratory.py does).
+
+    inside.py --name=NAME [eth=MS] [wifi=MS] [cell=MS]     one-way delays towards the cloud
 """
 
 import os
@@ -12,7 +14,8 @@ import signal
 import subprocess
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(HERE))
 
 from lab import plan  # noqa: E402
 
@@ -38,7 +41,7 @@ def private_places():
     sh("echo gateway >/etc/hostname; hostname gateway; echo '127.0.0.1 localhost gateway' >/etc/hosts")
 
 
-def networks():
+def networks(delays):
     """Three providers and a cloud around the gateway; NAT and honest filtering at each provider."""
     sh("ip link set lo up")
     # What distributions set: loose reverse-path filtering. Strict would break every standby uplink.
@@ -50,7 +53,7 @@ def networks():
         in_ns = f"nsenter --net=/run/netns/{up.name}"
         sh(f"{in_ns} sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0"
            " net.ipv4.conf.default.rp_filter=0")
-        sh(f"ip -n {up.name} link add wan type veth peer name {up.name} netns {plan.CLOUD}")
+        long_distance(up, delays.get(up.name))
         sh(f"ip -n {up.name} address add {up.wan}/30 dev wan && ip -n {up.name} link set wan up")
         sh(f"ip -n {plan.CLOUD} address add {up.wan_cloud}/30 dev {up.name}")
         sh(f"ip -n {plan.CLOUD} link set {up.name} up")
@@ -59,6 +62,17 @@ def networks():
         subprocess.run(f"{in_ns} nft -f -", shell=True, check=True, input=provider_rules(up), text=True)
     subprocess.run(f"nsenter --net=/run/netns/{plan.CLOUD} nft -f -", shell=True, check=True, text=True,
                    input="table inet fault {\n chain doors { type filter hook input priority 0; }\n}\n")
+
+
+def long_distance(up, milliseconds):
+    """The line between a provider and the cloud, with a delay one way if one is asked for."""
+    if not milliseconds:
+        sh(f"ip -n {up.name} link add wan type veth peer name {up.name} netns {plan.CLOUD}")
+        return
+    command = [sys.executable, os.path.join(HERE, "wire.py"), up.name, "wan", plan.CLOUD, up.name, str(milliseconds)]
+    wire = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    if wire.stdout.readline() != b"ready\n":
+        sys.exit("lab: delays need /dev/net/tun (CONFIG_TUN)")
 
 
 def plug(up):
@@ -127,7 +141,7 @@ chmod 644 *
 def main():
     os.umask(0o022)
     private_places()
-    networks()
+    networks({name: float(value) for name, value in (word.split("=") for word in sys.argv[2:])})
     certificates()
     print("ready", flush=True)
     os.close(1)

@@ -29,11 +29,12 @@ PR_SET_PDEATHSIG = 1
 class Lab(Namespaces, Faults, Daemon):
     package_parent = PARENT
 
-    def __init__(self, name=None, connectivity_interval=0, carrier_wait_ms=None):
+    def __init__(self, name=None, connectivity_interval=0, carrier_wait_ms=None, delays=None):
         super().__init__(None)
         self.name = name or f"lab-{os.getpid()}-{time.monotonic_ns()}"
         self.files = services.files(connectivity_interval, carrier_wait_ms)
         self.commands = services.commands()
+        self.delays = delays or {}          # one way towards the cloud: {"cell": 50} milliseconds
         self.outer = None
         self.recording = False
 
@@ -82,7 +83,8 @@ class Lab(Namespaces, Faults, Daemon):
 
         self.outer = subprocess.Popen(
             ["unshare", "--mount", "--net", "--uts", "--ipc", "--pid", "--fork", "--kill-child=SIGKILL",
-             "--mount-proc", services.PYTHON, os.path.join(services.HERE, "inside.py"), f"--name={self.name}"],
+             "--mount-proc", services.PYTHON, os.path.join(services.HERE, "inside.py"), f"--name={self.name}",
+             *(f"{uplink}={delay}" for uplink, delay in self.delays.items())],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=self.environment, preexec_fn=die_with_parent)
         if self.outer.stdout.readline() != "ready\n":

@@ -81,6 +81,13 @@ def test_name_server_dead(lab):
     assert lab.run("gateway", ["bash", "-c", ask]).stdout.strip() == "2"
 
 
+def test_loss_of_half_the_packets(lab):
+    lab.lossy("eth", 50)
+    out = lab.run("gateway", f"ping -q -i 0.01 -c 200 -W 1 -I eth0 {plan.CLOUD_ADDRESS}", check=False).stdout
+    lost = float(out.split("% packet loss")[0].split()[-1])
+    assert 60 < lost < 90, out
+
+
 def test_resets_and_no_route(lab):
     for fault, word in ((lab.reset, "ConnectionRefused"), (lab.no_route, "unreachable")):
         fault("eth")
@@ -134,8 +141,10 @@ def test_the_count_is_right(lab):
     assert lab.load(ns=plan.CLOUD).count().offered == 0
 
 
-def test_two_labs_side_by_side(lab):
-    with Lab() as other:
+def test_two_labs_side_by_side_and_a_long_line(lab):
+    with Lab(delays={"wifi": 25}) as other:
+        took = int(other.run("gateway", [PROBE, "wlan0"]).stdout)
+        assert 100 <= took < 200, "TCP and TLS 1.3 take two round trips of 50 ms"
         other.silent("eth")
         assert not answers(other, "eth", 0.5)
         assert answers(lab, "eth")
