@@ -1,6 +1,7 @@
-"""One lab for the whole run of the tests, healed before each test; nothing is skipped.
+"""One lab for the whole run of the tests, made well again after each test; nothing is skipped.
 
-Tests that must spoil a lab (kill it, restart its bus) make their own.
+A test can count on a well lab: every uplink activated, no fault, no daemon. A lab that cannot be made well is thrown
+away and the next test gets a new one, so that one failure does not become many.
 """
 
 import pytest
@@ -8,29 +9,39 @@ import pytest
 from . import plan
 from .daemon import config
 from .laboratory import Lab
+from .namespaces import LabError
+
+
+class Shared:
+    """The lab of this run, raised when it is first needed."""
+
+    lab = None
+
+    def get(self):
+        if self.lab is None:
+            self.lab = Lab().__enter__()
+        return self.lab
+
+    def drop(self):
+        if self.lab is not None:
+            self.lab.__exit__()
+            self.lab = None
 
 
 @pytest.fixture(scope="session")
-def the_lab():
-    with Lab() as lab:
-        yield lab
+def shared():
+    holder = Shared()
+    yield holder
+    holder.drop()
 
 
 @pytest.fixture
-def lab(the_lab):
-    """A well lab with all uplinks activated and no daemon."""
-    yield the_lab
-    if the_lab.daemon_running():
-        the_lab.daemon_kill()
-    if the_lab.inside_pid("broker") is None:
-        the_lab.broker_start()
-    the_lab.broker_thaw()
-    for uplink in plan.UPLINKS:
-        the_lab.heal(uplink)
-        the_lab.carrier_up(uplink)
-    if the_lab.inside_pid("network-manager") is None:
-        the_lab.network_manager_start()
-    the_lab.wait_uplinks()
+def lab(shared):
+    yield shared.get()
+    try:
+        make_well(shared.lab)
+    except LabError:
+        shared.drop()
 
 
 @pytest.fixture
@@ -44,7 +55,32 @@ def online(lab):
 @pytest.fixture
 def load(lab):
     """A publisher of 20 numbered messages a second; the test starts it."""
-    with_default_rate = lab.load()
-    yield with_default_rate
-    if lab.inside_pid(with_default_rate.name):
-        with_default_rate.stop(settle=0)
+    made = lab.load()
+    yield made
+    if lab.inside_pid(made.name):
+        made.stop(settle=0)
+
+
+def make_well(lab):
+    if lab.daemon_running():
+        lab.daemon_kill()
+    if lab.inside_pid("broker") is None:
+        lab.broker_start()
+    lab.broker_thaw()
+    for uplink in plan.UPLINKS:
+        if not lab.path(f"/sys/class/net/{plan.UPLINKS[uplink].device}").exists():
+            lab.modem_plug()
+        lab.heal(uplink)
+        lab.carrier_up(uplink)
+    if lab.inside_pid("network-manager") is None:
+        lab.network_manager_start()
+    lab.modem_refuses(False)
+    lab.modem_registered(True)
+    try:
+        lab.wait_uplinks(within=2)
+    except LabError:
+        # What an operator or a refusing network has switched off does not come back by itself.
+        for uplink in plan.UPLINKS:
+            if not lab.activated(uplink):
+                lab.run(plan.GATEWAY, f"nmcli --wait 10 connection up {uplink}")
+        lab.wait_uplinks(within=10)

@@ -20,8 +20,12 @@ sys.path.insert(0, os.path.dirname(HERE))
 from lab import plan  # noqa: E402
 
 
-def sh(line):
-    subprocess.run(line, shell=True, check=True, stdin=subprocess.DEVNULL)
+def sh(line, text=""):
+    """A line for the shell; what goes wrong ends the lab with one sentence."""
+    done = subprocess.run(["sh", "-ec", line], input=text, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT)
+    if done.returncode:
+        sys.exit(f"lab: this machine would not do `{line.strip()}`: {done.stdout.strip()}")
 
 
 def private_places():
@@ -59,9 +63,9 @@ def networks(delays):
         sh(f"ip -n {plan.CLOUD} link set {up.name} up")
         sh(f"ip -n {up.name} route add default via {up.wan_cloud}")
         plug(up)
-        subprocess.run(f"{in_ns} nft -f -", shell=True, check=True, input=provider_rules(up), text=True)
-    subprocess.run(f"nsenter --net=/run/netns/{plan.CLOUD} nft -f -", shell=True, check=True, text=True,
-                   input="table inet fault {\n chain doors { type filter hook input priority 0; }\n}\n")
+        sh(f"{in_ns} nft -f -", provider_rules(up))
+    sh(f"nsenter --net=/run/netns/{plan.CLOUD} nft -f -",
+       "table inet fault {\n chain doors { type filter hook input priority 0; }\n}\n")
 
 
 def long_distance(up, milliseconds):
@@ -118,7 +122,7 @@ table ip fault {{
 
 def certificates():
     """A CA of this lab's own, the broker's certificate, a client's, and a CA nobody should trust."""
-    make = f"""
+    sh(f"""
 cd {plan.PKI}
 key() {{ openssl ecparam -name prime256v1 -genkey -noout -out $1.key; }}
 ca() {{ key $1; openssl req -x509 -new -key $1.key -days 30 -subj "/CN=$2" -out $1.pem \
@@ -131,11 +135,7 @@ leaf broker {plan.BROKER} subjectAltName=DNS:{plan.BROKER},IP:{plan.CLOUD_ADDRES
 leaf client gw extendedKeyUsage=clientAuth
 mosquitto_passwd -b -c password {plan.USER} {plan.PASSWORD}
 chmod 644 *
-"""
-    done = subprocess.run(["sh", "-ec", make], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        sys.exit(f"lab: making the certificates failed: {done.stdout}")
+""")
 
 
 def main():

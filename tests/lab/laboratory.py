@@ -135,12 +135,17 @@ class Lab(Namespaces, Faults, Daemon):
         return self.devices().get(plan.UPLINKS[uplink].profile, ("", ""))[1] == "connected"
 
     def wait_uplinks(self, *uplinks, within=20):
-        """Until NetworkManager has the uplinks (all of them by default) activated."""
+        """Until NetworkManager has the uplinks (all of them by default) activated, with address and route."""
         wanted = {plan.UPLINKS[name].profile for name in uplinks or plan.UPLINKS}
+        routed = {f"dev {plan.UPLINKS[name].device} " for name in uplinks or plan.UPLINKS}
 
         def ready():
             connected = {device for device, (_, state) in self.devices().items() if state == "connected"}
-            return wanted <= connected
+            if not wanted <= connected:
+                return False
+            # NetworkManager can say so a moment before the kernel has the addresses.
+            routes = self.run(plan.GATEWAY, "ip route show default").stdout
+            return all(device in routes for device in routed)
         try:
             wait_for(ready, within, "the uplinks", every=0.1)
         except LabError:

@@ -95,13 +95,13 @@ class Load:
                 if line["topic"].endswith(self.topic) and not line["retain"]]
 
     def pause(self, since, until=None):
-        """Longest time without an arrival between two moments, from the last arrival before `since` on.
+        """Longest time without an arrival between two moments.
 
-        The window ends with the offers at the latest: that nothing comes after them is no pause.
+        Counted from the last arrival before `since`, or from `since` when nothing flowed then. The window ends with the offers at the latest: that nothing comes after them is no pause.
         """
         until = min(until or time.time(), self.ended or time.time())
         times = [at for at, _ in self.arrivals() if at <= until]
-        before = [at for at in times if at < since]
+        before = [at for at in times if since - 1 < at < since]
         marks = [before[-1] if before else since] + [at for at in times if at >= since] + [until]
         return max(later - earlier for earlier, later in zip(marks, marks[1:]))
 

@@ -34,7 +34,8 @@ class Namespaces:
 
     def enter(self, ns):
         """The command prefix that runs the rest in namespace `ns` of the lab."""
-        prefix = ["nsenter", f"--target={self.pid}", "--mount", "--uts", "--ipc", "--pid"]
+        prefix = ["nsenter", f"--target={self.pid}", "--mount", "--root", "--wd",
+                  "--uts", "--ipc", "--pid"]
         net = f"/proc/{self.pid}/ns/net" if ns == plan.GATEWAY else f"/proc/{self.pid}/root/run/netns/{ns}"
         return prefix + [f"--net={net}", "--"]
 
