@@ -89,6 +89,10 @@ class Load:
                      round(max(delays.values(), default=0), 3), len(numbers),
                      len(set(offered) - numbers), len(arrivals) - len(numbers))
 
+    def acked(self):
+        """The numbers that were acknowledged."""
+        return {line["n"] for line in read(self.lab, self.out) if "acked" in line}
+
     def arrivals(self):
         """[(time, number)] as the cloud saw them."""
         return [(line["at"], int(line["payload"].split()[0])) for line in arrivals(self.lab)

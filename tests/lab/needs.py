@@ -10,7 +10,7 @@ PROGRAMS = {
     "unshare": "util-linux", "nsenter": "util-linux", "ip": "iproute2", "nft": "nftables", "sysctl": "procps",
     "conntrack": "conntrack", "dbus-daemon": "dbus", "NetworkManager": "network-manager", "nmcli": "network-manager",
     "busctl": "systemd", "dnsmasq": "dnsmasq-base", "mosquitto": "mosquitto", "mosquitto_pub": "mosquitto-clients",
-    "openssl": "openssl", "ping": "iputils-ping", "timeout": "coreutils",
+    "openssl": "openssl", "ping": "iputils-ping", "timeout": "coreutils", "mkfs.ext4": "e2fsprogs",
 }
 MODULES = {"dbus": "python3-dbus", "gi": "python3-gi"}
 

@@ -4,7 +4,8 @@ import json
 import random
 import time
 
-from .daemon import config
+from .daemon import config, programs
+from .disk import Disk
 
 
 def shown(lab):
@@ -41,18 +42,36 @@ def test_it_survives_kill_9(online):
     assert online.status()["failover"]["stored"] == []
 
 
+def set_in_the_background(lab, names):
+    """`failover set` on its way, for a moment of somebody else's choosing."""
+    lab.start("setter", "gateway", [str(programs() / "switchback"), "failover", "set", *names])
+    time.sleep(random.uniform(0, 0.02))
+
+
 def test_kill_9_in_the_middle_leaves_the_old_or_the_new(online):
     lists = (["wifi", "cell"], ["cell"])
     online.switchback("failover", "set", *lists[0])
     for number in range(1, 6):
-        new = lists[number % 2]
-        online.run("gateway", ["sh", "-c", f"{online.daemon_command()[0].rsplit('/', 1)[0]}/switchback failover set "
-                               f"{' '.join(new)} >/dev/null 2>&1 & sleep 0"])
-        time.sleep(random.uniform(0, 0.02))
+        set_in_the_background(online, lists[number % 2])
         online.daemon_kill()
         online.daemon_start()
         now = online.wait_status(lambda status: True, 10, "the daemon to answer")
         assert now["failover"]["stored"] in lists
+
+
+def test_a_power_cut_in_the_middle_leaves_the_old_or_the_new(lab):
+    lists = (["wifi", "cell"], ["cell"])
+    with Disk(lab) as disk:
+        lab.daemon_fresh(config())
+        lab.wait_online()
+        lab.switchback("failover", "set", *lists[0])
+        for number in range(1, 9):
+            set_in_the_background(lab, lists[number % 2])
+            disk.cut()
+            disk.again()
+            lab.daemon_start()
+            now = lab.wait_status(lambda status: True, 10, "the daemon to answer")
+            assert now["failover"]["stored"] in lists
 
 
 def test_a_damaged_list_means_the_default(online):
