@@ -71,11 +71,17 @@ class Daemon:
         self.start(SERVICE, plan.GATEWAY, self.daemon_command())
 
     def daemon_stop(self, within=20):
+        self.must_run()
         return self.stop(SERVICE, signal.SIGTERM, within)
 
     def daemon_kill(self):
         """kill -9."""
+        self.must_run()
         self.stop(SERVICE, signal.SIGKILL)
+
+    def must_run(self):
+        if not self.daemon_running():
+            raise LabError(f"the daemon has ended by itself:\n{self.daemon_log()}")
 
     def daemon_running(self):
         return self.inside_pid(SERVICE) is not None
