@@ -30,16 +30,32 @@ pub fn check(tree: &Table, at: At, host: &Host) -> (Config, Reader) {
     uplinks(&mut reader, &top, &mut config);
     outbox(&mut reader, &top, &mut config);
     let names: Vec<(&str, &str)> = names.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    config.publish = top.sections("publish").iter().filter_map(|rule| publish(&mut reader, rule, &names)).collect();
+    let rules = top.sections("publish");
+    config.publish = rules.iter().filter_map(|rule| publish(&mut reader, rule, &names)).collect();
+    if config.publish.is_empty() && !rules.is_empty() {
+        // No rule at all would send everything up; safe mode must not do that because the only rule was mistyped.
+        config.publish.push(PublishRule { topic: "$nothing".into(), qos: 1, to: "{topic}".into() });
+    }
     config.subscribe =
         top.sections("subscribe").iter().filter_map(|rule| subscribe(&mut reader, rule, &names)).collect();
     listeners(&mut reader, &top, &mut config);
     config.hash = digest(&super::show::show(&config));
-    let mut seen = Vec::new();
-    reader.errors.retain(|error| (!seen.contains(error)).then(|| seen.push(error.clone())).is_some());
+    // A class's mistake is seen again in every uplink that is laid over it.
+    once(&mut reader.errors);
+    once(&mut reader.warnings);
     reader.errors.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
-    reader.warnings.dedup();
     (config, reader)
+}
+
+/// Keeps the first of equals.
+fn once<T: PartialEq>(items: &mut Vec<T>) {
+    let mut seen: Vec<T> = Vec::new();
+    for item in items.drain(..) {
+        if !seen.contains(&item) {
+            seen.push(item);
+        }
+    }
+    *items = seen;
 }
 
 /// `[uplink.eth]` means `[uplink.ethernet]`, as in the failover list.

@@ -125,9 +125,9 @@ fn class_of(name: Name, classes: &[UplinkConfig; 3]) -> Option<Class> {
         return Some(class);
     }
     let usual = [
-        (Class::Cell, &["wwan", "ww", "cdc-wdm", "ppp", "rmnet", "ttyUSB", "ttyACM", "wwp"][..]),
-        (Class::Wifi, &["wlan", "wl"][..]),
-        (Class::Ethernet, &["eth", "en", "usb", "veth", "br", "bond", "lan"][..]),
+        (Class::Cell, &["ww", "cdc-wdm", "ppp", "rmnet", "ttyUSB", "ttyACM"][..]),
+        (Class::Wifi, &["wl"][..]),
+        (Class::Ethernet, &["eth", "en", "usb", "veth", "br", "bond", "lan", "wan"][..]),
     ];
     let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.as_str().starts_with(prefix));
     usual.into_iter().find(|(_, prefixes)| begins(prefixes)).map(|(class, _)| class)
