@@ -207,6 +207,45 @@ async fn sixteen_calls_that_hang_leave_room_for_no_more_and_harm_nothing_else() 
     }
 }
 
+#[test]
+fn without_a_bus_or_a_name_it_says_once_what_to_do() {
+    const CHILD: &str = "SWITCHBACK_TEST_CHILD";
+    if std::env::var_os(CHILD).is_some() {
+        switchback::io::systemd::start_log();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (_status, shown) = watch::channel(Arc::new(Map::new()));
+            let (_notices, told) = broadcast::channel(1);
+            let (calls, _asked) = mpsc::channel(1);
+            // On the system bus, found by DBUS_SYSTEM_BUS_ADDRESS.
+            let _ = tokio::time::timeout(Duration::from_secs(1), dbus::serve(shown, told, calls)).await;
+        });
+        log::logger().flush();
+        return;
+    }
+    let told = |address: &str| {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "without_a_bus_or_a_name_it_says_once_what_to_do", "--nocapture"]);
+        child.env(CHILD, "1").env("DBUS_SYSTEM_BUS_ADDRESS", address).env_remove("JOURNAL_STREAM");
+        String::from_utf8(child.output().unwrap().stderr).unwrap()
+    };
+    let alone = told("unix:path=/nonexistent/bus");
+    assert!(alone.starts_with("warning: D-Bus: no system bus (") && alone.lines().count() == 1, "{alone}");
+    let denied = Bus::start(
+        "<policy context=\"default\"><allow send_destination=\"*\" eavesdrop=\"true\"/><allow eavesdrop=\"true\"/>\
+         <deny own=\"*\"/></policy>",
+    );
+    let said = told(&denied.address);
+    assert!(said.contains("does not let this user own") && said.lines().count() == 1, "{said}");
+    let taken = Bus::open_to_all();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let said = runtime.block_on(async {
+        let _owner = zbus::connection::Builder::address(taken.address.as_str()).name(NAME).build().await.unwrap();
+        told(&taken.address)
+    });
+    assert!(said.contains("is a second switchbackd running?") && said.lines().count() == 1, "{said}");
+}
+
 /// The service, and the loop behind it.
 struct Front {
     bus: Bus,

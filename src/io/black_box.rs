@@ -6,6 +6,7 @@
 //! within a second and the disk within five more; an idle box never wakes up. A line torn by a power cut is skipped
 //! when read. When the disk is full or read-only the last thousand lines stay in memory, said once, and are written
 //! when it takes them again. Nothing here knows what a line means; callers never pass a secret or a payload.
+//! (Longer than most: the file is written and read in one place, so that the two cannot differ.)
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
