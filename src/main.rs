@@ -131,7 +131,7 @@ async fn serve(config: Config, places: &Places) -> io::Result<()> {
     let picture = Picture::new(config.clone(), uplinks, figures);
     let listener = control_socket::Listener::bind(&places.runtime)?;
     let doors = [
-        tokio::spawn(control_socket::serve(listener, calls.clone(), picture.subscribe(), black_box.clone())),
+        tokio::spawn(control_socket::serve(listener, calls.clone(), picture.subscribe(), black_box.lines())),
         tokio::spawn(dbus::serve(picture.subscribe(), notices.subscribe(), calls.clone())),
     ];
     let page = config.status_listen.map(|at| tokio::spawn(status_page::serve(at, picture.subscribe(), calls)));
@@ -210,11 +210,10 @@ fn arguments() -> Result<Option<Places>, String> {
     };
     let mut parser = lexopt::Parser::from_env();
     while let Some(argument) = parser.next().map_err(|e| e.to_string())? {
-        let mut value = || parser.value().map(PathBuf::from).map_err(|e| e.to_string());
         match argument {
-            Long("config") | Short('c') => places.config = value()?,
-            Long("state-dir") => places.state = value()?,
-            Long("runtime-dir") => places.runtime = value()?,
+            Long("config") | Short('c') => places.config = parser.value().map_err(|e| e.to_string())?.into(),
+            Long("state-dir") => places.state = parser.value().map_err(|e| e.to_string())?.into(),
+            Long("runtime-dir") => places.runtime = parser.value().map_err(|e| e.to_string())?.into(),
             Long("version") | Short('V') => {
                 println!("switchbackd {}", env!("CARGO_PKG_VERSION"));
                 return Ok(None);

@@ -5,6 +5,8 @@
 //! on anybody's demand but the loop's. It reads counters; it decides nothing.
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -126,10 +128,12 @@ fn byte_counts(name: Name) -> (Option<u64>, Option<u64>) {
     (read("tx_bytes"), read("rx_bytes"))
 }
 
-/// One word for scripts and LEDs, replaced whole. On a runtime directory in memory: nothing to sync.
+/// One word for scripts and LEDs, replaced whole, for everybody to read whatever the umask. On a runtime directory in memory: nothing to sync.
 fn write_word(path: &Path, word: &str) {
     let new = path.with_extension("new");
-    let written = std::fs::write(&new, format!("{word}\n")).and_then(|()| std::fs::rename(&new, path));
+    let readable = || std::fs::set_permissions(&new, Permissions::from_mode(0o644));
+    let written = std::fs::write(&new, format!("{word}\n")).and_then(|()| readable());
+    let written = written.and_then(|()| std::fs::rename(&new, path));
     if let Err(error) = written {
         log::debug!("{}: {error}", path.display());
     }

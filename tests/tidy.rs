@@ -71,7 +71,8 @@ fn the_heart_depends_on_nothing() {
 
 #[test]
 fn the_heart_uses_no_floating_point() {
-    let found = offences(|name, line| name.starts_with("src/control/") && (line.contains("f64") || line.contains("f32")));
+    let found =
+        offences(|name, line| name.starts_with("src/control/") && (line.contains("f64") || line.contains("f32")));
     assert_eq!(found, Vec::<String>::new());
 }
 
