@@ -37,11 +37,11 @@ class Load:
 
     made = 0
 
-    def __init__(self, lab, rate=20, size=64, port=plan.PLAIN, ns=plan.GATEWAY):
+    def __init__(self, lab, rate=20, size=64, port=plan.PLAIN, ns=plan.GATEWAY, name=None):
         Load.made += 1
         self.lab, self.rate, self.size, self.port = lab, rate, size, port
         self.ns = ns
-        self.name = f"publisher-{Load.made}"
+        self.name = name or f"publisher-{Load.made}"
         self.topic = f"load/{self.name}"
         self.out = f"{plan.RUN}/{self.name}.jsonl"
         self.ended = None
