@@ -1,4 +1,6 @@
 //! The local applications' face over real sockets, as an application sees it.
+//!
+//! Long, because it is a list: one test for each thing an application may rely on or may try.
 
 #[path = "applications/client.rs"]
 mod client;
@@ -685,6 +687,8 @@ fn hostile_bytes_end_their_own_connection_only() {
         }
         let mut client = Client::dial(server.address, version);
         client.try_raw(&bytes);
+        client.finish_writing();
+        client.read_to_end();
         if round % 50 == 0 {
             good.publish("good", "still here", 0, 0);
             assert_eq!(text(&good.message()), "still here");

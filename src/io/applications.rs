@@ -12,7 +12,7 @@ use std::fmt;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Semaphore, mpsc};
@@ -26,6 +26,7 @@ use self::upward::{Ack, Task, Upward, Verdict};
 use crate::config::Config;
 use crate::corridor::{Downlink, Draft, Offer};
 use crate::io::packet::{PACKET_MAX, Publish, properties_from_bytes};
+use crate::topics;
 
 mod checks;
 mod connection;
@@ -62,6 +63,10 @@ pub const RETAINED_BYTES_MAX: usize = 2 * 1024 * 1024;
 pub const QUEUE_MAX: usize = 1000;
 pub const QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// Bytes in all queues together; once they are used up, each queue still gets its share.
+pub const QUEUES_BYTES_MAX: usize = 32 * 1024 * 1024;
+pub const QUEUE_BYTES_SHARE: usize = 64 * 1024;
+
 /// Messages with QoS 1 and 2 on their way to one client at a time.
 pub const OUTBOUND_MAX: usize = 100;
 
@@ -71,6 +76,9 @@ pub const RECEIVE_MAX: u16 = 100;
 /// Messages of one client on their way to the outbox, whatever their QoS, and their bytes; then it is not read.
 pub const UPWARD_MAX: usize = 1000;
 pub const UPWARD_BYTES_MAX: usize = 2 * PACKET_MAX;
+
+/// The same bytes of all clients together; beyond them each has one message on its way.
+pub const UPWARDS_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// How long a message from the cloud may stand over a connected client's limit before that client is dropped.
 pub const DOWNLINK_WAIT: Duration = Duration::from_secs(5);
@@ -93,6 +101,9 @@ const GOODBYE_WAIT: Duration = Duration::from_millis(500);
 
 /// Room made in the input for each read.
 const READ_CHUNK: usize = 16 * 1024;
+
+/// Packets of one client before the others' turn.
+const PACKETS_PER_TURN: usize = 64;
 
 /// Output is filled up to the target from the queue; above the limit, which only answers can reach, nothing is read.
 const OUTPUT_TARGET: usize = 64 * 1024;
@@ -147,6 +158,8 @@ pub(crate) struct Doors<O> {
     /// Makes client identifiers for those that bring none.
     assigned: AtomicU64,
     started: u64,
+    /// Bytes of all clients on their way to the outbox.
+    upward_bytes: Arc<AtomicUsize>,
 }
 
 impl Applications {
@@ -161,8 +174,14 @@ impl Applications {
         let shared = Arc::<Shared>::default();
         let started = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_micros() as u64);
         let address = config.local.mqtt;
-        let doors =
-            Arc::new(Doors { config, offers, shared: Arc::clone(&shared), assigned: AtomicU64::new(0), started });
+        let doors = Arc::new(Doors {
+            config,
+            offers,
+            shared: Arc::clone(&shared),
+            assigned: AtomicU64::new(0),
+            started,
+            upward_bytes: Arc::default(),
+        });
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let socket = runtime_dir.join("mqtt.sock");
         let mut tasks = vec![
@@ -216,6 +235,12 @@ impl<O> Doors<O> {
 /// acknowledgement, not the next message.
 async fn bring_down(shared: Arc<Shared>, mut downlinks: mpsc::Receiver<Downlink>) {
     while let Some(Downlink { topic, payload, qos, retain, properties, taken }) = downlinks.recv().await {
+        if !topics::valid_topic(&topic) {
+            // A `[[subscribe]]` rule made nonsense of it. Nobody could ever take it, so the cloud need not repeat it.
+            log::warn!("a message from the cloud has no valid local topic: {topic:?}");
+            let _ = taken.send(());
+            continue;
+        }
         let properties = properties_from_bytes(&properties);
         let publish = Publish { topic, payload, qos, retain, dup: false, id: None, properties };
         let now = Instant::now();
@@ -232,7 +257,7 @@ async fn bring_down(shared: Arc<Shared>, mut downlinks: mpsc::Receiver<Downlink>
 
 /// Ends sessions and publishes wills when their time has come.
 async fn keep_time<O: Offers>(doors: Arc<Doors<O>>) {
-    let mut upward = Upward::new(doors.offers.clone());
+    let mut upward = Upward::new(doors.offers.clone(), Arc::clone(&doors.upward_bytes));
     loop {
         let deadline = doors.shared.with(|state| state.next_deadline());
         tokio::select! {

@@ -112,6 +112,22 @@ pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+const SERVER: &str = "server";
+
+/// A panic in a server's task would only end that task, and no test would see it; the daemon would abort.
+fn end_with_the_server() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            usual(panic);
+            if std::thread::current().name() == Some(SERVER) {
+                std::process::abort();
+            }
+        }));
+    });
+}
+
 pub struct Server {
     pub address: SocketAddr,
     pub desk: Desk,
@@ -128,12 +144,13 @@ impl Server {
     }
 
     pub fn with(mode: Mode, rules: Vec<PublishRule>, address: SocketAddr) -> Server {
+        end_with_the_server();
         let (desk, dir) = (Desk::new(mode), tempfile::tempdir().unwrap());
         let (downlinks, downlink_receiver) = mpsc::channel(DOWNLINK_MAX);
         let (counts, mut counts_receiver) = mpsc::unbounded_channel::<std::sync::mpsc::Sender<Counts>>();
         let (stop, mut stopped) = oneshot::channel();
         let (offers, path) = (desk.clone(), dir.path().to_owned());
-        let thread = std::thread::spawn(move || {
+        let thread = std::thread::Builder::new().name(SERVER.into()).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
                 let config = Arc::new(config(rules, address));
@@ -148,6 +165,7 @@ impl Server {
                 assert!(!path.join("mqtt.sock").exists());
             });
         });
+        let thread = thread.unwrap();
         Server { address, desk, dir, downlinks, counts, stop: Some(stop), thread: Some(thread) }
     }
 
@@ -239,15 +257,25 @@ impl Default for Connect<'_> {
 
 trait Wire: Read + Write + Send {
     fn limit(&self, limit: Duration);
+    fn finish_writing(&self);
 }
 
 impl Wire for TcpStream {
+    fn finish_writing(&self) {
+        // The server may have closed already.
+        self.shutdown(std::net::Shutdown::Write).ok();
+    }
+
     fn limit(&self, limit: Duration) {
         self.set_read_timeout(Some(limit)).unwrap();
     }
 }
 
 impl Wire for UnixStream {
+    fn finish_writing(&self) {
+        self.shutdown(std::net::Shutdown::Write).ok();
+    }
+
     fn limit(&self, limit: Duration) {
         self.set_read_timeout(Some(limit)).unwrap();
     }
@@ -286,6 +314,20 @@ impl Client {
     /// False when the server is gone.
     pub fn try_raw(&mut self, bytes: &[u8]) -> bool {
         self.wire.write_all(bytes).is_ok()
+    }
+
+    /// The server sees the end of the input and can still answer.
+    pub fn finish_writing(&mut self) {
+        self.wire.finish_writing();
+    }
+
+    /// Reads whatever comes until the server has closed.
+    pub fn read_to_end(&mut self) {
+        self.wire.limit(SOON);
+        match self.wire.read_to_end(&mut Vec::new()) {
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => panic!("not closed"),
+            Ok(_) | Err(_) => {}
+        }
     }
 
     pub fn send(&mut self, packet: &MqttPacket) {
@@ -423,7 +465,7 @@ impl Client {
     pub fn next(&mut self, limit: Duration) -> Next {
         self.wire.limit(limit);
         loop {
-            if let Some(packet) = packet::take(&mut self.input, self.version, 2 * PACKET_MAX).unwrap() {
+            if let Some(packet) = packet::take(&mut self.input, self.version, 2 * PACKET_MAX).expect("a packet") {
                 return Next::Packet(Box::new(packet));
             }
             let mut chunk = [0; 4096];

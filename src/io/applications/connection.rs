@@ -6,6 +6,7 @@
 //! never waits for another client, nor for the network.
 
 use std::collections::BTreeSet;
+use std::future::ready;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use flowsdk::mqtt_serde::mqttv5::disconnectv5;
 use switchback_control::Version;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::conversation::{PUBREC, acknowledge};
@@ -24,7 +26,7 @@ use super::session::Link;
 use super::upward::Upward;
 use super::{
     CONNECT_MAX, CONNECT_WAIT, CONTROL_MAX, Doors, GOODBYE_WAIT, OUTPUT_MAX, OUTPUT_TARGET, Offers, PACKET_WAIT,
-    READ_CHUNK, RECEIVE_MAX, STALL_MAX, UPWARD_BYTES_MAX, UPWARD_MAX, checks,
+    PACKETS_PER_TURN, READ_CHUNK, RECEIVE_MAX, STALL_MAX, checks,
 };
 use crate::io::packet::{self, Malformed, PACKET_MAX};
 
@@ -58,7 +60,7 @@ where
         return;
     };
     let mut client = Client {
-        upward: Upward::new(doors.offers.clone()),
+        upward: Upward::new(doors.offers.clone(), Arc::clone(&doors.upward_bytes)),
         output: greeting::welcome(version, present, assigned.as_deref()),
         doors,
         id,
@@ -175,10 +177,15 @@ impl<O: Offers> Client<O> {
         S: AsyncRead + AsyncWrite,
     {
         loop {
-            if let Err(end) = self.turn() {
-                return end;
+            let more = match self.turn() {
+                Ok(more) => more,
+                Err(end) => return end,
+            };
+            if more {
+                // The others' turn: one client's flood is never in their way for long.
+                yield_now().await;
             }
-            let reading = self.may_read();
+            let reading = !more && self.may_read();
             if reading {
                 self.input.reserve(READ_CHUNK);
             } else {
@@ -187,7 +194,7 @@ impl<O: Offers> Client<O> {
                 self.packet_began = self.packet_began.map(|_| self.heard);
             }
             let deadline = self.deadline(reading);
-            let wait_until = deadline.map_or_else(|| Instant::now() + Duration::from_secs(3600), |(at, _)| at);
+            let wait_until = deadline.map_or_else(Instant::now, |(at, _)| at);
             let link = Arc::clone(&self.link);
             tokio::select! {
                 () = link.wake.notified() => {}
@@ -207,7 +214,8 @@ impl<O: Offers> Client<O> {
                         self.stalled_since = None;
                     }
                 },
-                () = sleep_until(wait_until) => {
+                () = ready(()), if more => {}
+                () = sleep_until(wait_until), if deadline.is_some() => {
                     let Some((_, end)) = deadline.filter(|(at, _)| *at <= Instant::now()) else { continue };
                     // Where this machine was late, what the client sent in time is still in the kernel.
                     let silent = end == End::Closed(checks::KEEP_ALIVE_TIMEOUT);
@@ -220,12 +228,12 @@ impl<O: Offers> Client<O> {
         }
     }
 
-    /// Does what can be done without waiting.
-    fn turn(&mut self) -> Result<(), End> {
+    /// Does what can be done without waiting, up to a limit; true when there is more.
+    fn turn(&mut self) -> Result<bool, End> {
         if let Some(reason) = self.link.farewell() {
             return Err(End::Closed(reason));
         }
-        self.take_packets()?;
+        let more = self.take_packets()?;
         let (id, link, output) = (&self.id, &self.link, &mut self.output);
         self.doors.shared.with(|state| {
             let session = state.owned(id, link).ok_or(End::Closed(checks::TAKEN_OVER))?;
@@ -244,14 +252,13 @@ impl<O: Offers> Client<O> {
         } else {
             self.stalled_since.get_or_insert_with(Instant::now);
         }
-        Ok(())
+        Ok(more)
     }
 
     /// Whether what the client sends next can be taken.
     fn may_read(&self) -> bool {
         self.output.len() < OUTPUT_MAX
-            && self.upward.messages() < UPWARD_MAX
-            && self.upward.bytes() < UPWARD_BYTES_MAX
+            && self.upward.has_room()
             // A client with MQTT 5 knows this limit and is held to it; one with 3.1.1 has to wait.
             && (self.version == Version::V5 || self.upward.owed() < usize::from(RECEIVE_MAX))
     }
@@ -265,12 +272,13 @@ impl<O: Offers> Client<O> {
         [silence, half, stall].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
-    /// Takes the whole packets out of the input.
-    fn take_packets(&mut self) -> Result<(), End> {
+    /// Takes whole packets out of the input; true when it stopped at `PACKETS_PER_TURN`.
+    fn take_packets(&mut self) -> Result<bool, End> {
         let input = std::mem::take(&mut self.input);
         let mut left: &[u8] = &input;
         let mut result = Ok(());
-        while self.may_read() {
+        let mut packets = 0;
+        while packets < PACKETS_PER_TURN && self.may_read() {
             let frame = match next_frame(left) {
                 Ok(Some(frame)) => frame,
                 Ok(None) => break,
@@ -282,6 +290,7 @@ impl<O: Offers> Client<O> {
             left = left.get(frame.len()..).unwrap_or_default();
             self.heard = Instant::now();
             self.packet_began = None;
+            packets += 1;
             result = self.take_packet(frame);
             if result.is_err() {
                 break;
@@ -298,7 +307,7 @@ impl<O: Offers> Client<O> {
         } else {
             self.packet_began.get_or_insert_with(Instant::now);
         }
-        result
+        result.map(|()| packets == PACKETS_PER_TURN)
     }
 
     /// Takes the answers that are there already, so that they leave in one write.

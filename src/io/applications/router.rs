@@ -15,8 +15,10 @@ use super::greeting::Greeting;
 use super::message::Message;
 use super::session::{Delivery, Link, Peer, Presence, Reception, Room, Session, Subscription, Taken};
 use super::{
-    CLIENTS_MAX, Counts, FILTER_MAX, RETAINED_BYTES_MAX, RETAINED_MAX, SESSIONS_MAX, SUBSCRIPTIONS_MAX, checks,
+    CLIENTS_MAX, Counts, FILTER_MAX, QUEUE_BYTES_MAX, QUEUE_BYTES_SHARE, QUEUES_BYTES_MAX, RETAINED_BYTES_MAX,
+    RETAINED_MAX, SESSIONS_MAX, SUBSCRIPTIONS_MAX, checks,
 };
+use crate::io::packet::Publish;
 use crate::topics;
 
 /// The lock and the bell.
@@ -86,7 +88,7 @@ impl State {
         let session = self.sessions.entry(Arc::clone(id)).or_insert_with(|| Session::new(peer, Arc::clone(&link)));
         session.resume(peer, Arc::clone(&link));
         session.expiry = expiry;
-        session.will = will.map(|(p, delay)| (Arc::new(Message::new(p, Some(Arc::clone(id)), now)), delay));
+        session.will = will;
         Ok(Attached { link, present, due })
     }
 
@@ -95,6 +97,7 @@ impl State {
         let old = self.sessions.get_mut(id)?;
         let was_here = match &old.presence {
             Presence::Here(link) => {
+                log::info!("local MQTT client {id:?} connected again: its older connection is closed");
                 link.close(checks::TAKEN_OVER);
                 true
             }
@@ -106,10 +109,13 @@ impl State {
         if ends {
             self.sessions.remove(id);
         }
-        will.map(|(will, _)| {
-            self.publish(&will, None, now);
-            will
-        })
+        will.map(|(will, _)| self.publish_will(id, will, now))
+    }
+
+    fn publish_will(&mut self, id: &Arc<str>, will: Publish, now: Instant) -> Arc<Message> {
+        let message = Arc::new(Message::new(will, Some(Arc::clone(id)), now));
+        self.publish(&message, None, now);
+        message
     }
 
     /// Forgets the session that has been away longest when there are too many. Connected ones are far fewer.
@@ -157,10 +163,7 @@ impl State {
         if ends {
             self.sessions.remove(id);
         }
-        will.map(|(will, _)| {
-            self.publish(&will, None, now);
-            will
-        })
+        will.map(|(will, _)| self.publish_will(id, will, now))
     }
 
     /// Adds a subscription and queues the retained messages it asks for. Answers with the reason code of SUBACK.
@@ -178,6 +181,7 @@ impl State {
         if !topics::valid_filter(filter) {
             return checks::FILTER_INVALID;
         }
+        let bytes_max = self.queue_bytes_max();
         let Some(session) = self.sessions.get_mut(id) else { return checks::UNSPECIFIED };
         let known = session.subscriptions.contains_key(filter);
         if (!known && session.subscriptions.len() >= SUBSCRIPTIONS_MAX) || filter.len() > FILTER_MAX {
@@ -201,7 +205,7 @@ impl State {
                     retain: true,
                     identifiers: subscription.identifier.into_iter().collect(),
                 };
-                let room = session.enqueue(delivery, None, now);
+                let room = session.enqueue(delivery, None, bytes_max, now);
                 self.counts.note(room, id, session);
             }
         }
@@ -214,13 +218,20 @@ impl State {
             self.retain(message, now);
         }
         let mut receivers = 0;
+        let bytes_max = self.queue_bytes_max();
         for (id, session) in &mut self.sessions {
             let Some(delivery) = wanted(id, session, message) else { continue };
             receivers += 1;
-            let room = session.enqueue(delivery, taken, now);
+            let room = session.enqueue(delivery, taken, bytes_max, now);
             self.counts.note(room, id, session);
         }
         receivers
+    }
+
+    /// What one queue may hold: much while all together hold little, and its share otherwise.
+    fn queue_bytes_max(&self) -> usize {
+        let all: usize = self.sessions.values().map(Session::bytes).sum();
+        if all < QUEUES_BYTES_MAX { QUEUE_BYTES_MAX } else { QUEUE_BYTES_SHARE }
     }
 
     fn retain(&mut self, message: &Arc<Message>, now: Instant) {
@@ -290,7 +301,7 @@ impl State {
                 Presence::Away { expires, will_due, .. } => {
                     if will_due.is_some_and(|due| due <= now) {
                         *will_due = None;
-                        wills.extend(session.will.take().map(|(will, _)| will));
+                        wills.extend(session.will.take().map(|(will, _)| (Arc::clone(id), will)));
                     }
                     if expires.is_some_and(|expires| expires <= now) {
                         ended.push(Arc::clone(id));
@@ -301,10 +312,7 @@ impl State {
         for id in ended {
             self.sessions.remove(&id);
         }
-        for will in &wills {
-            self.publish(will, None, now);
-        }
-        wills
+        wills.into_iter().map(|(id, will)| self.publish_will(&id, will, now)).collect()
     }
 
     /// Asks every connection to close with this reason.
@@ -375,7 +383,6 @@ mod tests {
     use switchback_control::Version;
 
     use super::*;
-    use crate::io::packet::Publish;
 
     fn id(text: &str) -> Arc<str> {
         Arc::from(text)

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::message::Message;
-use super::{DOWNLINK_WAIT, OUTBOUND_MAX, QUEUE_BYTES_MAX, QUEUE_MAX};
+use super::{DOWNLINK_WAIT, OUTBOUND_MAX, QUEUE_MAX};
 use crate::corridor::DOWNLINK_MAX;
 use crate::io::packet::Publish;
 
@@ -144,7 +144,8 @@ pub struct Session {
     pub presence: Presence,
     /// How long it outlives its connection; `None` for ever.
     pub expiry: Option<Duration>,
-    pub will: Option<(Arc<Message>, Duration)>,
+    /// The will and its delay. A message only once it is published: its expiry counts from then.
+    pub will: Option<(Publish, Duration)>,
     pub subscriptions: BTreeMap<String, Subscription>,
     pub received: BTreeMap<u16, Reception>,
     /// Receptions that an earlier connection's offer settled: PUBREC is due on this one.
@@ -199,14 +200,14 @@ impl Session {
         self.release_holds();
     }
 
-    /// Puts a message in the queue, if there is room.
-    pub fn enqueue(&mut self, delivery: Delivery, taken: Option<&Arc<Taken>>, now: Instant) -> Room {
+    /// Puts a message in the queue, if there is room. `bytes_max` is what this queue may hold now.
+    pub fn enqueue(&mut self, delivery: Delivery, taken: Option<&Arc<Taken>>, bytes_max: usize, now: Instant) -> Room {
         let here = self.link().is_some();
         if delivery.qos == 0 && !here {
             return Room::NotKept;
         }
         let size = delivery.message.size();
-        let fits = self.queue.len() < QUEUE_MAX && (self.bytes + size <= QUEUE_BYTES_MAX || self.queue.is_empty());
+        let fits = self.queue.len() < QUEUE_MAX && (self.bytes + size <= bytes_max || self.queue.is_empty());
         let hold = match taken {
             _ if fits => None,
             Some(taken) if here && delivery.qos > 0 && self.held < DOWNLINK_MAX => Some((Arc::clone(taken), now)),
@@ -339,6 +340,11 @@ impl Session {
         true
     }
 
+    /// Bytes waiting or on their way.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Messages waiting or on their way.
     pub fn backlog(&self) -> usize {
         self.queue.len() + self.window.len()
@@ -372,6 +378,7 @@ pub fn pubrel(id: u16) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::QUEUE_BYTES_MAX;
     use super::*;
 
     fn session(receive_max: usize) -> Session {
@@ -400,7 +407,7 @@ mod tests {
     fn the_clients_window_holds_back_what_comes_after() {
         let (mut session, now) = (session(2), Instant::now());
         for qos in [1, 2, 1, 0] {
-            assert_eq!(session.enqueue(delivery(qos, 1), None, now), Room::Queued);
+            assert_eq!(session.enqueue(delivery(qos, 1), None, QUEUE_BYTES_MAX, now), Room::Queued);
         }
         assert!(session.next(now).is_some() && session.next(now).is_some());
         assert_eq!(session.next(now), None);
@@ -416,14 +423,14 @@ mod tests {
     #[test]
     fn what_was_on_its_way_goes_out_again_with_its_number() {
         let (mut session, now) = (session(10), Instant::now());
-        session.enqueue(delivery(1, 1), None, now);
-        session.enqueue(delivery(2, 1), None, now);
+        session.enqueue(delivery(1, 1), None, QUEUE_BYTES_MAX, now);
+        session.enqueue(delivery(2, 1), None, QUEUE_BYTES_MAX, now);
         session.next(now);
         session.next(now);
         session.half_complete(2);
         session.presence = away();
-        session.enqueue(delivery(1, 1), None, now);
-        assert_eq!(session.enqueue(delivery(0, 1), None, now), Room::NotKept);
+        session.enqueue(delivery(1, 1), None, QUEUE_BYTES_MAX, now);
+        assert_eq!(session.enqueue(delivery(0, 1), None, QUEUE_BYTES_MAX, now), Room::NotKept);
         session.resume(Peer { version: Version::V311, ..session.peer }, Arc::default());
         assert_eq!(session.next(now).unwrap(), [0x3a, 6, 0, 1, b't', 0, 1, b'x']);
         assert_eq!(session.next(now).unwrap(), pubrel(2));
@@ -434,8 +441,8 @@ mod tests {
     #[test]
     fn too_large_for_the_client_is_left_out() {
         let (mut session, now) = (session(1), Instant::now());
-        session.enqueue(delivery(1, 2000), None, now);
-        session.enqueue(delivery(1, 1), None, now);
+        session.enqueue(delivery(1, 2000), None, QUEUE_BYTES_MAX, now);
+        session.enqueue(delivery(1, 1), None, QUEUE_BYTES_MAX, now);
         assert!(session.next(now).unwrap().len() < 20);
         assert_eq!(session.window.len(), 1);
     }
@@ -444,13 +451,13 @@ mod tests {
     fn a_full_queue_drops_local_messages_and_holds_back_the_cloud() {
         let (mut session, now) = (session(1), Instant::now());
         for _ in 0..QUEUE_MAX {
-            assert_eq!(session.enqueue(delivery(1, 1), None, now), Room::Queued);
+            assert_eq!(session.enqueue(delivery(1, 1), None, QUEUE_BYTES_MAX, now), Room::Queued);
         }
-        assert_eq!(session.enqueue(delivery(1, 1), None, now), Room::Full);
+        assert_eq!(session.enqueue(delivery(1, 1), None, QUEUE_BYTES_MAX, now), Room::Full);
         let (sender, mut receiver) = oneshot::channel();
         let taken = Taken::new(sender);
-        assert_eq!(session.enqueue(delivery(1, 1), Some(&taken), now), Room::Held);
-        assert_eq!(session.enqueue(delivery(0, 1), Some(&taken), now), Room::Full);
+        assert_eq!(session.enqueue(delivery(1, 1), Some(&taken), QUEUE_BYTES_MAX, now), Room::Held);
+        assert_eq!(session.enqueue(delivery(0, 1), Some(&taken), QUEUE_BYTES_MAX, now), Room::Full);
         taken.release();
         assert_eq!(session.patience_ends(), Some(now + DOWNLINK_WAIT));
         assert!(receiver.try_recv().is_err());
@@ -466,15 +473,15 @@ mod tests {
     #[test]
     fn a_session_that_goes_away_holds_nobody() {
         let (mut session, now) = (session(1), Instant::now());
-        session.enqueue(delivery(1, QUEUE_BYTES_MAX), None, now);
+        session.enqueue(delivery(1, QUEUE_BYTES_MAX), None, QUEUE_BYTES_MAX, now);
         let (sender, mut receiver) = oneshot::channel();
         let taken = Taken::new(sender);
-        assert_eq!(session.enqueue(delivery(1, 1), Some(&taken), now), Room::Held);
+        assert_eq!(session.enqueue(delivery(1, 1), Some(&taken), QUEUE_BYTES_MAX, now), Room::Held);
         taken.release();
         session.release_holds();
         assert!(receiver.try_recv().is_ok());
         session.presence = away();
         let (sender, _receiver) = oneshot::channel();
-        assert_eq!(session.enqueue(delivery(1, 1), Some(&Taken::new(sender)), now), Room::Full);
+        assert_eq!(session.enqueue(delivery(1, 1), Some(&Taken::new(sender)), QUEUE_BYTES_MAX, now), Room::Full);
     }
 }

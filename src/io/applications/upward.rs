@@ -7,11 +7,13 @@
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::sync::oneshot;
 
-use super::Offers;
+use super::{Offers, UPWARD_BYTES_MAX, UPWARD_MAX, UPWARDS_BYTES_MAX};
 use crate::corridor::{Draft, Offer, Refusal};
 
 /// What the client waits for.
@@ -50,6 +52,8 @@ pub struct Upward<O> {
     bytes: usize,
     owed: usize,
     pubacks_owed: usize,
+    /// Bytes of every client together.
+    all_bytes: Arc<AtomicUsize>,
 }
 
 type Offering = Pin<Box<dyn Future<Output = Offer> + Send>>;
@@ -60,7 +64,7 @@ enum Open {
 }
 
 impl<O: Offers> Upward<O> {
-    pub fn new(offers: O) -> Upward<O> {
+    pub fn new(offers: O, all_bytes: Arc<AtomicUsize>) -> Upward<O> {
         Upward {
             offers,
             waiting: VecDeque::new(),
@@ -70,6 +74,7 @@ impl<O: Offers> Upward<O> {
             bytes: 0,
             owed: 0,
             pubacks_owed: 0,
+            all_bytes,
         }
     }
 
@@ -80,6 +85,7 @@ impl<O: Offers> Upward<O> {
         };
         self.messages += 1;
         self.bytes += size;
+        self.all_bytes.fetch_add(size, Ordering::Relaxed);
         self.owed += usize::from(ack != Ack::None);
         self.pubacks_owed += usize::from(matches!(ack, Ack::Puback(_)));
         self.waiting.push_back((ack, size, task));
@@ -89,12 +95,12 @@ impl<O: Offers> Upward<O> {
         self.messages == 0
     }
 
-    pub fn messages(&self) -> usize {
-        self.messages
-    }
-
-    pub fn bytes(&self) -> usize {
-        self.bytes
+    /// Whether another message may be taken: one always may, more as long as this client and all together are
+    /// within their limits. What is held back here is let go by this client's own answers.
+    pub fn has_room(&self) -> bool {
+        let all = self.all_bytes.load(Ordering::Relaxed);
+        let bytes_fit = self.bytes < UPWARD_BYTES_MAX && all < UPWARDS_BYTES_MAX;
+        self.messages < UPWARD_MAX && (self.bytes == 0 || bytes_fit)
     }
 
     /// How many PUBACKs and PUBRECs are owed.
@@ -128,6 +134,7 @@ impl<O: Offers> Upward<O> {
         let answer = (*ack, verdict);
         self.messages -= 1;
         self.bytes -= *size;
+        self.all_bytes.fetch_sub(*size, Ordering::Relaxed);
         self.owed -= usize::from(answer.0 != Ack::None);
         self.pubacks_owed -= usize::from(matches!(answer.0, Ack::Puback(_)));
         self.open.pop_front();
@@ -150,5 +157,11 @@ impl<O: Offers> Upward<O> {
                 }
             }
         }
+    }
+}
+
+impl<O> Drop for Upward<O> {
+    fn drop(&mut self) {
+        self.all_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
