@@ -3,7 +3,7 @@
 //! What stands here has been checked: every duration is in its range, every name is a name, `{hostname}` and
 //! `{machine-id}` are expanded. Adapters take the part they need and read nothing else.
 //!
-//! Below: `tree` reads the files, `schema` lists the keys, `reader` takes typed values, `check` fills the structs,
+//! Below: `tree` reads the files, `schema` lists the keys, `reader` takes typed values, `check` and `uplinks` fill the structs,
 //! `show` writes them out again. Every mistake is told at once, each with file, line, key and what to write instead.
 
 mod check;
@@ -13,6 +13,7 @@ mod schema;
 mod show;
 mod text;
 mod tree;
+mod uplinks;
 
 use std::fmt;
 use std::fs;

@@ -15,8 +15,9 @@ use tokio::sync::{broadcast, mpsc};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::api::Call;
-use crate::corridor::{Corridor, Refusal};
+use crate::corridor::{Corridor, Draft, Offer, Refusal};
 use crate::desk::Desk;
+use crate::io::applications::Offers;
 use crate::io::black_box::BlackBox;
 use crate::io::clock::{self, Alarm};
 use crate::io::cloud::Cloud;
@@ -60,6 +61,12 @@ pub struct Daemon {
     pub state_file: PathBuf,
     /// Something that displays show at once has changed since they were last renewed.
     pub changed: bool,
+}
+
+impl Offers for Corridor {
+    fn offer(&self, draft: Draft) -> impl Future<Output = Offer> + Send {
+        Corridor::offer(self, draft)
+    }
 }
 
 /// What the loop waits for.
@@ -133,7 +140,7 @@ impl Daemon {
 
     /// A call from one of the front doors: answered at once, or turned into an event and answered later.
     async fn answer(&mut self, call: Call) -> bool {
-        match self.desk.take(call, &self.control, &self.hands, &mut self.picture, &self.black_box) {
+        match self.desk.take(call, &self.control, &self.hands, &self.picture, &self.black_box) {
             Some(event) => {
                 let running = self.turn(event).await;
                 self.desk.after_turn(&self.control);

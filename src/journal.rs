@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use switchback_control::status::{State, Summary};
-use switchback_control::{Action, Control, Event, Name, Notice, Reason};
+use switchback_control::{Action, Control, Event, Notice, Reason};
 
 use crate::io::black_box::{BlackBox, Kind};
 use crate::io::systemd;
@@ -107,7 +107,9 @@ fn sentence(before: Option<&Summary>, after: &Summary) -> Option<String> {
         });
     }
     (before.state != after.state).then(|| match (after.state, after.uplink) {
-        (state @ (State::Online | State::OnlineOnBackup | State::Stalled), Some(uplink)) => format!("{state} over {uplink}"),
+        (state @ (State::Online | State::OnlineOnBackup | State::Stalled), Some(uplink)) => {
+            format!("{state} over {uplink}")
+        }
         (state, _) => state.to_string(),
     })
 }

@@ -4,10 +4,15 @@
 
 pub mod api;
 pub mod classify;
+pub mod cli;
 pub mod config;
 pub mod corridor;
+pub mod daemon;
+pub mod desk;
 pub mod io;
+pub mod journal;
 pub mod outbox;
-pub mod uplinks;
+pub mod picture;
 pub mod topics;
+pub mod uplinks;
 pub use switchback_control as control;

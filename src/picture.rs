@@ -5,6 +5,8 @@
 //! on anybody's demand but the loop's. It reads counters; it decides nothing.
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,7 +17,7 @@ use switchback_control::status::State;
 use switchback_control::{Control, Instant, Name};
 use tokio::sync::watch;
 
-use crate::api::{self, Live, LiveOutbox, LiveSession, LiveUplink};
+use crate::api::{self, Live, LiveOutbox, LiveSession, LiveUplink, WallClock};
 use crate::config::{Config, Server};
 use crate::daemon::Hands;
 use crate::io::clock;
@@ -68,7 +70,7 @@ impl Picture {
     pub fn document(&self, control: &Control, hands: &Hands) -> Map<String, Value> {
         let status = control.status();
         let live = self.live(&status, hands);
-        api::status_document(&status, &live, clock::now(), clock::wall())
+        api::status_document(&status, &live, WallClock { now: clock::now(), wall_ms: clock::wall().as_millisecond() })
     }
 
     fn live(&self, status: &switchback_control::Status, hands: &Hands) -> Live {
@@ -101,30 +103,37 @@ impl Picture {
         let stored = Some(self.figures.oldest_accepted.load(Ordering::Relaxed)).filter(|at| *at != 0);
         let outbox = LiveOutbox {
             bytes: self.figures.bytes.load(Ordering::Relaxed),
-            oldest_accepted: stored.into_iter().chain(hands.corridor.oldest_held()).min(),
-            dropped: 0,
+            oldest_accepted: stored.into_iter().chain(hands.corridor.oldest_held()).min().map(u64::cast_signed),
+            // Nothing accepted is ever given up in this version.
+            dropped: Some(0),
         };
         Live { uplinks, session, outbox }
     }
 }
 
 fn server_name(server: &Server) -> String {
-    if server.host.contains(':') { format!("[{}]:{}", server.host, server.port) } else { format!("{}:{}", server.host, server.port) }
+    if server.host.contains(':') {
+        format!("[{}]:{}", server.host, server.port)
+    } else {
+        format!("{}:{}", server.host, server.port)
+    }
 }
 
 /// Bytes sent and received by an interface since it came up, by the kernel's count.
-fn byte_counts(name: Name) -> (u64, u64) {
+fn byte_counts(name: Name) -> (Option<u64>, Option<u64>) {
     let read = |what: &str| {
         let path = format!("/sys/class/net/{name}/statistics/{what}");
-        std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+        std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok())
     };
     (read("tx_bytes"), read("rx_bytes"))
 }
 
-/// One word for scripts and LEDs, replaced whole. On a runtime directory in memory: nothing to sync.
+/// One word for scripts and LEDs, replaced whole, for everybody to read whatever the umask. On a runtime directory in memory: nothing to sync.
 fn write_word(path: &Path, word: &str) {
     let new = path.with_extension("new");
-    let written = std::fs::write(&new, format!("{word}\n")).and_then(|()| std::fs::rename(&new, path));
+    let readable = || std::fs::set_permissions(&new, Permissions::from_mode(0o644));
+    let written = std::fs::write(&new, format!("{word}\n")).and_then(|()| readable());
+    let written = written.and_then(|()| std::fs::rename(&new, path));
     if let Err(error) = written {
         log::debug!("{}: {error}", path.display());
     }

@@ -265,6 +265,12 @@ fn a_secret_that_everybody_may_read_is_warned_about() {
 }
 
 #[test]
+fn a_classs_warning_is_not_repeated_for_uplinks_laid_over_it() {
+    let text = "[uplink.cell]\nconnect_timeout = \"10s\"\nkeep_alive = \"540s\"\n[uplink.wwan0]\n[uplink.wwan1]\n";
+    assert_eq!(good(text).1.len(), 2);
+}
+
+#[test]
 fn dangerous_values_are_warned_about() {
     let cases = [
         ("base = \"\"", "no last will"),
@@ -415,6 +421,9 @@ fn safe_mode_keeps_what_is_right() {
     let place = Place::new(&format!("[cloud]\n{SERVERS}client_id = \"gw\"\ngrace = 5\nbad = 1\n"));
     let config = Config::salvage(&place.path("switchback.toml")).unwrap();
     assert_eq!((config.cloud.client_id.as_str(), config.settings.grace.as_secs()), ("gw", 60));
+    place.write("switchback.toml", &format!("[cloud]\n{SERVERS}[[publish]]\ntopic = \"a#\"\n"));
+    let config = Config::salvage(&place.path("switchback.toml")).unwrap();
+    assert_eq!(config.publish.len(), 1, "a mistyped only rule must not send everything up");
     place.write("switchback.toml", "[cloud]\nservers = [\"x\"]\n");
     assert!(Config::salvage(&place.path("switchback.toml")).is_none());
 }

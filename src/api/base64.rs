@@ -22,7 +22,7 @@ pub fn encode(bytes: &[u8]) -> String {
 /// Text as bytes; `None` when it is no base 64.
 pub fn decode(text: &str) -> Option<Vec<u8>> {
     let text = text.as_bytes();
-    if text.len() % 4 != 0 {
+    if !text.len().is_multiple_of(4) {
         return None;
     }
     let body = text.strip_suffix(b"==").or(text.strip_suffix(b"=")).unwrap_or(text);

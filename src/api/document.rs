@@ -1,7 +1,8 @@
 //! The JSON documents of the contract, built from what the heart and the adapters know.
 //!
 //! Keys are never missing: what is absent is `null`. Times are RFC 3339 with milliseconds, ages and waits are
-//! numbers whose key ends in `_ms` or `_s`, and waits count from now. Nothing here asks a clock or an adapter.
+//! numbers whose key ends in `_ms` or `_s`, and waits count from now. Nothing here asks a clock or an adapter. The second
+//! half of the file is the test that lists the contract's keys literally.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -125,9 +125,8 @@ impl Verb {
     /// # Errors
     /// Code 2, with what to write instead.
     pub fn parse(verb: &str, options: &Map<String, Value>) -> Result<Verb, Failure> {
-        let Some((_, known)) = VERBS.iter().find(|(name, _)| *name == verb) else {
-            return Err(Failure::usage(format!("unknown verb \"{}\"", shortened(verb))));
-        };
+        let unknown = || Failure::usage(format!("unknown verb \"{}\"", shortened(verb)));
+        let (_, known) = VERBS.iter().find(|(name, _)| *name == verb).ok_or_else(unknown)?;
         if let Some(name) = options.keys().find(|name| !known.contains(&name.as_str())) {
             let near = nearest(name, known.iter().copied()).map(|near| format!("; did you mean \"{near}\"?"));
             let name = shortened(name);
@@ -135,6 +134,7 @@ impl Verb {
         }
         let options = Options(options);
         match verb {
+            "status" => Ok(Verb::Status),
             "failover" | "failover-show" => Ok(Verb::FailoverShow),
             "failover-set" => Ok(Verb::FailoverSet { list: options.list("list")? }),
             "failover-clear" => Ok(Verb::FailoverClear),
@@ -148,7 +148,7 @@ impl Verb {
                 boot: options.flag("boot")?,
                 limit: options.number("limit", 1, EVENTS_MAX as u64)?.map_or(EVENTS_MAX, |n| n as usize),
             }),
-            _ => Ok(Verb::Status),
+            _ => Err(unknown()),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Typed reading of the merged tree: each getter gives a value in its range or notes why not and gives nothing.
 //!
 //! Kinds and ranges come from the schema, so that no getter carries a number of its own. Everything wrong is noted;
-//! reading always goes on to the end. It knows no key by name.
+//! reading always goes on to the end. It knows no key by name. The file is long because there is one getter for each kind,
+//! and they are read side by side.
 
 use std::collections::BTreeSet;
 use std::fs;

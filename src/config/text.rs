@@ -78,7 +78,7 @@ pub fn duration_text(duration: Duration) -> String {
 /// The shortest text that means exactly this many bytes.
 pub fn size_text(bytes: u64) -> String {
     let binary = [("GiB", 1u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-    match binary.into_iter().find(|(_, factor)| bytes != 0 && bytes % factor == 0) {
+    match binary.into_iter().find(|(_, factor)| bytes != 0 && bytes.is_multiple_of(*factor)) {
         Some((unit, factor)) => format!("{}{unit}", bytes / factor),
         None => format!("{bytes}B"),
     }

@@ -242,7 +242,8 @@ impl Failover {
     fn lose(&mut self, g: &mut Ground, mut serving: Serving, reason: Reason, heard: bool) -> Walk {
         let now = g.turn.now;
         let name = serving.session.interface;
-        let taken_by_us = matches!(serving.spare, Spare::Moving { .. }) && reason == Reason::SessionTakenOver;
+        // Our own CONNECT on the spare ends the old connection at the server, with or without a word.
+        let taken_by_us = matches!(serving.spare, Spare::Moving { .. }) && heard;
         if !taken_by_us {
             g.reach.bad(now, name, reason);
         }

@@ -6,6 +6,7 @@
 //! within a second and the disk within five more; an idle box never wakes up. A line torn by a power cut is skipped
 //! when read. When the disk is full or read-only the last thousand lines stay in memory, said once, and are written
 //! when it takes them again. Nothing here knows what a line means; callers never pass a secret or a payload.
+//! (Longer than most: the file is written and read in one place, so that the two cannot differ.)
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -125,6 +126,11 @@ impl BlackBox {
         self.followers.subscribe()
     }
 
+    /// The same for a front door that subscribes for each of its clients.
+    pub fn lines(&self) -> broadcast::Sender<Arc<str>> {
+        self.followers.clone()
+    }
+
     /// The newest lines that fit, oldest first, as JSON texts; also those of earlier boots. Empty when the box is
     /// overrun or gone.
     pub async fn read(&self, query: Query) -> Vec<String> {
@@ -162,11 +168,20 @@ struct Stamp<'a> {
 }
 
 fn record(boot: &str, kind: Kind, line: &str) -> Arc<str> {
-    let line = line.get(..line.floor_char_boundary(LINE_BYTES_MAX)).unwrap_or(line);
+    let line = cut(line);
     let time = format!("{:.6}", clock::wall());
     let record = Record { time: &time, uptime_ms: clock::now().as_millis(), boot, kind, line };
     // Strings and a number always serialise.
     serde_json::to_string(&record).unwrap_or_default().into()
+}
+
+/// As much of the line as fits, ending with a whole letter.
+fn cut(line: &str) -> &str {
+    let mut end = line.len().min(LINE_BYTES_MAX);
+    while !line.is_char_boundary(end) {
+        end -= 1;
+    }
+    line.get(..end).unwrap_or_default()
 }
 
 /// The thread's own: the files, and the lines that are not in them yet.

@@ -93,10 +93,9 @@ impl Alarm {
                 return std::future::pending().await;
             };
             let mut count = [0_u8; 8];
-            match ready.try_io(|timer| Ok(rustix::io::read(timer.get_ref(), &mut count)?)) {
-                Ok(Ok(_)) => return,
-                // An interrupted read or one that would block: `try_io` has cleared the readiness where needed.
-                Ok(Err(_)) | Err(_) => {}
+            // An interrupted read, or one that would block (then `try_io` clears the readiness), waits again.
+            if let Ok(Ok(_)) = ready.try_io(|timer| Ok(rustix::io::read(timer.get_ref(), &mut count)?)) {
+                return;
             }
         }
     }

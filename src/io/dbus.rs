@@ -5,8 +5,9 @@
 //! method becomes a `Call` and waits for its reply. Who may call what is the bus's business
 //! (`packaging/org.switchback.Switchback1.conf`), so that one file answers for it. Without a bus, or when our name is
 //! refused, it says so once and tries again every ten seconds; nothing else ever waits for it.
+//! (Long because every property and verb is written out once, with the sentence that introspection shows.)
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,9 +19,13 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use zbus::connection::Builder;
 use zbus::names::InterfaceName;
 use zbus::object_server::SignalEmitter;
-use zbus::{Connection, DBusError, OwnedVariant, Variant, fdo, interface};
+use zbus::{Connection, DBusError, Variant, fdo, interface};
 
 use crate::api::{Call, Calls};
+
+mod values;
+
+use values::{Dict, dict, dicts, flag, text, to_dict, to_json};
 
 /// Our name on the bus.
 pub const NAME: &str = "org.switchback.Switchback1";
@@ -39,15 +44,9 @@ const GATHER: Duration = Duration::from_millis(200);
 const CALLS_OPEN_MAX: usize = 16;
 /// How long the loop may take to tell an age; then the older document serves.
 const FRESH_LIMIT: Duration = Duration::from_secs(1);
-/// Options nested deeper than this are refused; ours are flat, or a list of texts.
-const DEPTH_MAX: usize = 8;
-/// Bytes of all texts in the options of one call; what the cloud's servers commonly take as one message.
-const OPTIONS_BYTES_MAX: usize = 1024 * 1024;
 
 /// The latest status document, as the loop shows it.
 type Document = watch::Receiver<Arc<Map<String, Value>>>;
-/// `a{sv}`.
-type Dict = BTreeMap<String, OwnedVariant>;
 
 /// Serves the system bus for as long as the loop shows a status. Reaches the bus as every D-Bus program does
 /// (`DBUS_SYSTEM_BUS_ADDRESS`).
@@ -96,7 +95,7 @@ async fn connect(address: Option<&str>, service: Service) -> zbus::Result<Connec
 fn explain(error: &zbus::Error) -> String {
     match error {
         zbus::Error::NameTaken => format!("another program owns {NAME}; is a second switchbackd running?"),
-        zbus::Error::MethodError(name, _, _) if name.ends_with("AccessDenied") => {
+        zbus::Error::FDO(error) if matches!(**error, fdo::Error::AccessDenied(_)) => {
             format!("the bus does not let this user own {NAME}; install its policy file in /usr/share/dbus-1/system.d")
         }
         error => format!("no system bus ({error}); switchback works without its D-Bus service"),
@@ -221,7 +220,7 @@ enum Error {
 impl Service {
     /// Puts a verb to the loop and waits for its answer.
     async fn ask(&self, verb: &str, options: Dict) -> Result<Dict, Error> {
-        let options = to_json(&options)?;
+        let options = to_json(&options).map_err(Error::Usage)?;
         let Ok(_permit) = self.open.try_acquire() else {
             return Err(Error::Failed(format!("{CALLS_OPEN_MAX} calls are under way; wait for one to end")));
         };
@@ -290,7 +289,8 @@ impl Service {
         self.ask("reconnect", options).await
     }
 
-    /// Puts a message into the outbox: `topic` (s), `payload` (s), and the options of `switchback publish`.
+    /// Puts a message into the outbox: `topic` (s), `payload` (s or ay), `qos`, `retain`, `wait`
+    /// (s), `timeout` (s).
     async fn publish(&self, options: Dict) -> Result<Dict, Error> {
         self.ask("publish", options).await
     }
@@ -300,7 +300,7 @@ impl Service {
         self.ask("flush", options).await
     }
 
-    /// Lines of the black box: `since` (s), `boot` (b).
+    /// Lines of the black box: `since` (s), `boot` (b), `limit`.
     async fn events(&self, options: Dict) -> Result<Dict, Error> {
         self.ask("events", options).await
     }
@@ -405,103 +405,6 @@ impl Service {
     async fn restored(emitter: &SignalEmitter<'_>) -> zbus::Result<()>;
 }
 
-fn text(document: &Map<String, Value>, key: &str) -> String {
-    document.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
-}
-
-fn flag(document: &Map<String, Value>, key: &str) -> bool {
-    document.get(key).and_then(Value::as_bool).unwrap_or(false)
-}
-
-fn dict(document: &Map<String, Value>, key: &str) -> Dict {
-    document.get(key).and_then(Value::as_object).cloned().map(to_dict).unwrap_or_default()
-}
-
-fn dicts(document: &Map<String, Value>, key: &str) -> Vec<Dict> {
-    let items = document.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    items.iter().filter_map(Value::as_object).cloned().map(to_dict).collect()
-}
-
-/// JSON keys as `a{sv}`; null is a missing key.
-fn to_dict(object: Map<String, Value>) -> Dict {
-    object.into_iter().filter_map(|(key, value)| Some((key, to_variant(value)?))).collect()
-}
-
-/// Integers are `x` whatever their size, so that a key never changes its type; a list is `as`, `aa{sv}` or `av`.
-fn to_variant(value: Value) -> Option<OwnedVariant> {
-    let variant = match value {
-        Value::Null => return None,
-        Value::Bool(value) => Variant::from(value),
-        Value::Number(value) => match (value.as_i64(), value.as_u64(), value.as_f64()) {
-            (Some(value), _, _) => Variant::from(value),
-            (None, Some(value), _) => Variant::from(value),
-            (None, None, value) => Variant::from(value?),
-        },
-        Value::String(value) => Variant::from(value),
-        Value::Object(object) => Variant::from(to_dict(object)),
-        Value::Array(items) if items.iter().all(Value::is_string) => {
-            let texts = items.into_iter().filter_map(|item| item.as_str().map(str::to_owned));
-            Variant::from(texts.collect::<Vec<_>>())
-        }
-        Value::Array(items) if items.iter().all(Value::is_object) => {
-            let objects = items.into_iter().filter_map(|item| match item {
-                Value::Object(object) => Some(to_dict(object)),
-                _ => None,
-            });
-            Variant::from(objects.collect::<Vec<_>>())
-        }
-        Value::Array(items) => Variant::from(items.into_iter().filter_map(to_variant).collect::<Vec<_>>()),
-    };
-    // Only a file descriptor can fail to be owned.
-    OwnedVariant::try_from(variant).ok()
-}
-
-/// Options as JSON, or what is wrong with them.
-fn to_json(options: &Dict) -> Result<Map<String, Value>, Error> {
-    let mut left = OPTIONS_BYTES_MAX;
-    options
-        .iter()
-        .map(|(key, value)| {
-            let value =
-                to_value(value, DEPTH_MAX, &mut left).map_err(|why| Error::Usage(format!("option {key}: {why}")))?;
-            Ok((key.clone(), value))
-        })
-        .collect()
-}
-
-fn to_value(variant: &Variant<'_>, depth: usize, left: &mut usize) -> Result<Value, &'static str> {
-    let depth = depth.checked_sub(1).ok_or("nested too deeply")?;
-    // Every value costs something, so that a long list of nothing is not free.
-    *left = left.checked_sub(8).ok_or("more than 1 MiB")?;
-    let mut string = |text: &str| {
-        *left = left.checked_sub(text.len()).ok_or("more than 1 MiB")?;
-        Ok(Value::String(text.to_owned()))
-    };
-    match variant {
-        Variant::Bool(value) => Ok(Value::from(*value)),
-        Variant::U8(value) => Ok(Value::from(*value)),
-        Variant::I16(value) => Ok(Value::from(*value)),
-        Variant::U16(value) => Ok(Value::from(*value)),
-        Variant::I32(value) => Ok(Value::from(*value)),
-        Variant::U32(value) => Ok(Value::from(*value)),
-        Variant::I64(value) => Ok(Value::from(*value)),
-        Variant::U64(value) => Ok(Value::from(*value)),
-        Variant::F64(value) => serde_json::Number::from_f64(*value).map(Value::Number).ok_or("not a finite number"),
-        Variant::Str(value) => string(value.as_str()),
-        Variant::ObjectPath(value) => string(value.as_str()),
-        Variant::Variant(inner) => to_value(inner, depth, left),
-        Variant::Array(items) => items.iter().map(|item| to_value(item, depth, left)).collect(),
-        Variant::Dict(dict) => {
-            let pairs = dict.iter().map(|(key, value)| match key {
-                Variant::Str(key) => Ok((key.as_str().to_owned(), to_value(value, depth, left)?)),
-                _ => Err("a key that is not text"),
-            });
-            Ok(Value::Object(pairs.collect::<Result<_, _>>()?))
-        }
-        Variant::Structure(_) | Variant::Signature(_) | Variant::Fd(_) => Err("a type that no option has"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -510,38 +413,6 @@ mod tests {
 
     fn object(value: Value) -> Map<String, Value> {
         value.as_object().cloned().unwrap()
-    }
-
-    #[test]
-    fn a_document_survives_the_way_over_the_bus_but_for_nulls() {
-        let document = object(json!({
-            "state": "online", "connected": true, "last_inbound_ms": 412, "next_attempt_ms": null,
-            "session": {"id": 17, "rtt_ms": 31.5, "tls": null},
-            "failover": {"stored": ["wifi", "cell"], "walk": [], "index": 0},
-            "uplinks": [{"name": "wlan0", "usable": true}, {"name": "wwan0", "reason": null}],
-        }));
-        let expected = object(json!({
-            "state": "online", "connected": true, "last_inbound_ms": 412,
-            "session": {"id": 17, "rtt_ms": 31.5},
-            "failover": {"stored": ["wifi", "cell"], "walk": [], "index": 0},
-            "uplinks": [{"name": "wlan0", "usable": true}, {"name": "wwan0"}],
-        }));
-        assert_eq!(to_json(&to_dict(document)).unwrap(), expected);
-    }
-
-    #[test]
-    fn options_that_no_verb_has_are_refused() {
-        let refused = |value: Variant<'_>| {
-            let options = Dict::from([("list".to_owned(), OwnedVariant::try_from(value).unwrap())]);
-            to_json(&options).is_err()
-        };
-        assert!(refused(Variant::from(f64::NAN)));
-        assert!(refused(Variant::from((1_u8, 2_u8))));
-        assert!(refused(Variant::from("x".repeat(OPTIONS_BYTES_MAX))));
-        assert!(refused(Variant::from(vec![0_u8; OPTIONS_BYTES_MAX])));
-        let deep = (0..20).fold(Variant::from(1_u8), |inner, _| Variant::Variant(Box::new(inner)));
-        assert!(refused(deep));
-        assert!(!refused(Variant::from(vec!["wifi", "cell"])));
     }
 
     #[test]
@@ -554,8 +425,8 @@ mod tests {
 
     #[test]
     fn the_reason_is_that_of_the_outage_while_it_lasts() {
-        let with = |ended: Value| object(json!({"last_outage": {"last_reason": "no-carrier", "ended": ended}}));
-        assert_eq!(reason(&with(Value::Null)), "no-carrier");
+        let with = |ended: Value| object(json!({"last_outage": {"last_reason": "no-link", "ended": ended}}));
+        assert_eq!(reason(&with(Value::Null)), "no-link");
         assert_eq!(reason(&with(json!("2026-11-20T10:00:00Z"))), "");
         assert_eq!(reason(&Map::new()), "");
     }

@@ -13,9 +13,11 @@ pub type Events = mpsc::Sender<Event>;
 /// makes an adapter wait.
 pub const EVENTS_MAX: usize = 4096;
 
+pub mod applications;
 pub mod black_box;
 pub mod clock;
 pub mod cloud;
+pub mod control_socket;
 pub mod dbus;
 pub mod network_manager;
 pub mod packet;

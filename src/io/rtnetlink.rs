@@ -232,7 +232,9 @@ impl Watch {
             }
         }
         let before = std::mem::take(&mut self.devices);
-        for interface in before.keys().filter(|name| !now.contains_key(name) && !self.uplinks.knows(**name)) {
+        // A device of that very name is NetworkManager's now.
+        let gone = |name: &&Name| !now.contains_key(name) && self.uplinks.details(**name).is_none();
+        for interface in before.keys().filter(gone) {
             self.send(Event::DeviceGone { interface: *interface }).await?;
         }
         for (interface, device) in now.iter().filter(|(name, device)| before.get(name) != Some(device)) {

@@ -6,7 +6,6 @@
 //! asked of the loop, so that ages are right; what one client learnt serves the others for a moment, so a hasty one
 //! cannot busy the loop. Nothing here changes anything.
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::api::{Call, Calls};
 
+mod html;
 mod metrics;
 
 /// Clients served at a time; a page, a scraper and a watcher need three.
@@ -141,9 +141,11 @@ impl Page {
 
     async fn answer(&self, path: &str) -> Answer {
         match path {
-            "/" => {
-                Answer { status: "200 OK", kind: "text/html; charset=utf-8", body: html(self.shown().await.as_ref()) }
-            }
+            "/" => Answer {
+                status: "200 OK",
+                kind: "text/html; charset=utf-8",
+                body: html::text(self.shown().await.as_ref()),
+            },
             "/status.json" => {
                 let body = serde_json::to_string_pretty(self.shown().await.as_ref()).unwrap_or_default() + "\n";
                 Answer { status: "200 OK", kind: "application/json", body }
@@ -158,7 +160,7 @@ impl Page {
                 if shown.get("connected").and_then(Value::as_bool) == Some(true) {
                     Answer::plain("200 OK", "ok\n")
                 } else {
-                    Answer::plain("503 Service Unavailable", &format!("{}\n", word(shown.get("state"))))
+                    Answer::plain("503 Service Unavailable", &format!("{}\n", html::word(shown.get("state"))))
                 }
             }
             _ => Answer::plain("404 Not Found", "not here; try /, /status.json, /metrics, /healthz, /readyz\n"),
@@ -247,110 +249,8 @@ fn parse(head: &[u8]) -> Result<(&str, bool), Answer> {
     }
 }
 
-/// The page for people: everything in the document, nothing from elsewhere, drawn afresh every five seconds.
-fn html(document: &Map<String, Value>) -> String {
-    let state = escape(&word(document.get("state")));
-    let mut page = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta http-equiv=\"refresh\" content=\"5\">\
-         <meta name=\"viewport\" content=\"width=device-width\"><title>{state} - switchback</title>\n<style>\
-         body{{font:16px/1.4 sans-serif;margin:2em;max-width:70em}}\
-         table{{border-collapse:collapse;margin:1em 0;display:block;overflow-x:auto}}\
-         th,td{{text-align:left;padding:.2em 1em .2em 0;border-bottom:1px solid #ccc;vertical-align:top}}\
-         .yes{{color:#060}}.no{{color:#a00}}\
-         @media(prefers-color-scheme:dark){{body{{background:#111;color:#ddd}}.yes{{color:#6c6}}.no{{color:#f66}}}}\
-         </style></head>\n<body><h1 class=\"{}\">{state}</h1>\n",
-        if document.get("connected").and_then(Value::as_bool) == Some(true) { "yes" } else { "no" },
-    );
-    let (tables, facts): (Vec<_>, Vec<_>) = document.iter().partition(|(_, v)| v.is_object() || objects(v).is_some());
-    rows(&mut page, facts.into_iter().filter(|(key, _)| *key != "state"));
-    for (key, value) in tables {
-        let _ = writeln!(page, "<h2>{}</h2>", escape(&key.replace('_', " ")));
-        match (value, objects(value)) {
-            (_, Some(items)) => columns(&mut page, &items),
-            (Value::Object(object), None) => rows(&mut page, object.iter()),
-            (_, None) => {}
-        }
-    }
-    page.push_str("<p><a href=\"/status.json\">status.json</a> <a href=\"/metrics\">metrics</a></p></body></html>\n");
-    page
-}
-
-/// The items of a list that holds objects and nothing else.
-fn objects(value: &Value) -> Option<Vec<&Map<String, Value>>> {
-    let items = value.as_array().filter(|items| !items.is_empty())?;
-    items.iter().map(Value::as_object).collect()
-}
-
-/// One row a key.
-fn rows<'d>(page: &mut String, pairs: impl Iterator<Item = (&'d String, &'d Value)>) {
-    page.push_str("<table>");
-    for (key, value) in pairs {
-        let _ = writeln!(page, "<tr><th>{}</th><td>{}</td></tr>", escape(&key.replace('_', " ")), cell(key, value));
-    }
-    page.push_str("</table>\n");
-}
-
-/// One row an object, one column a key; the first object's keys are everybody's, name first.
-fn columns(page: &mut String, items: &[&Map<String, Value>]) {
-    let mut keys: Vec<&String> = items.first().map(|first| first.keys().collect()).unwrap_or_default();
-    keys.sort_by_key(|key| (*key != "name", *key != "class", *key != "step"));
-    page.push_str("<table><tr>");
-    keys.iter().for_each(|key| page.push_str(&format!("<th>{}</th>", escape(&key.replace('_', " ")))));
-    page.push_str("</tr>\n");
-    for item in items {
-        page.push_str("<tr>");
-        for key in &keys {
-            let _ = write!(page, "<td>{}</td>", item.get(*key).map_or_else(String::new, |value| cell(key, value)));
-        }
-        page.push_str("</tr>\n");
-    }
-    page.push_str("</table>\n");
-}
-
-/// A value for people: milliseconds as seconds, nothing as a dash.
-fn cell(key: &str, value: &Value) -> String {
-    match value {
-        Value::Number(number) if key.ends_with("_ms") && !key.ends_with("rtt_ms") => {
-            number.as_f64().map_or_else(String::new, |millis| format!("{:.1} s", millis / 1000.0))
-        }
-        Value::Array(items) => escape(&items.iter().map(|item| word(Some(item))).collect::<Vec<_>>().join(", ")),
-        Value::Object(object) => {
-            let pairs = object.iter().map(|(key, value)| format!("{key} {}", word(Some(value))));
-            escape(&pairs.collect::<Vec<_>>().join(", "))
-        }
-        value => escape(&word(Some(value))),
-    }
-}
-
-/// A value as one word.
-fn word(value: Option<&Value>) -> String {
-    match value {
-        None | Some(Value::Null) => "-".into(),
-        Some(Value::String(text)) => text.clone(),
-        Some(Value::Bool(true)) => "yes".into(),
-        Some(Value::Bool(false)) => "no".into(),
-        Some(other) => other.to_string(),
-    }
-}
-
-fn escape(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for letter in text.chars() {
-        match letter {
-            '<' => safe.push_str("&lt;"),
-            '>' => safe.push_str("&gt;"),
-            '&' => safe.push_str("&amp;"),
-            '"' => safe.push_str("&quot;"),
-            letter => safe.push(letter),
-        }
-    }
-    safe
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
@@ -363,19 +263,5 @@ mod tests {
         assert_eq!(path("GET / HTTP/1.1 more\r\n\r\n"), None);
         assert_eq!(path("\r\n\r\n"), None);
         assert!(parse(&[0xff; 40]).is_err());
-    }
-
-    #[test]
-    fn the_page_shows_everything_and_runs_nothing() {
-        let document = json!({
-            "state": "<script>", "connected": false, "last_inbound_ms": 1500, "class": null,
-            "uplinks": [{"class": "wifi", "name": "wlan0 & co", "rtt_ms": 31.5}],
-            "outbox": {"messages": 3, "classes": {"normal": 3}},
-        });
-        let page = html(document.as_object().unwrap());
-        assert!(!page.contains("<script>"), "{page}");
-        assert!(page.contains("&lt;script&gt;") && page.contains("1.5 s") && page.contains("wlan0 &amp; co"), "{page}");
-        assert!(page.contains("<th>name</th><th>class</th>") && page.contains("normal 3"), "{page}");
-        assert!(!page.contains("http://") && !page.contains("https://"), "{page}");
     }
 }

@@ -31,8 +31,8 @@ const QUEUE_MAX: usize = 256;
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 /// Fields of one line that are kept; ours have four.
 const FIELDS_MAX: usize = 16;
-/// Bytes of a status text; systemd shows one line.
-const STATUS_BYTES_MAX: usize = 256;
+/// Letters of a status text; systemd shows one line.
+const STATUS_LETTERS_MAX: usize = 256;
 
 /// Sets up the log for the whole process. Call it once and first; `log::logger().flush()` before the process ends on
 /// its own, or the last lines may be lost.
@@ -61,9 +61,8 @@ pub fn ready() {
 
 /// One line for `systemctl status`.
 pub fn status(text: &str) {
-    let line = text.lines().next().unwrap_or_default();
-    let line = line.get(..line.floor_char_boundary(STATUS_BYTES_MAX)).unwrap_or(line);
-    tell(&[NotifyState::Status(line)]);
+    let line: String = text.lines().next().unwrap_or_default().chars().take(STATUS_LETTERS_MAX).collect();
+    tell(&[NotifyState::Status(&line)]);
 }
 
 /// Tells systemd that the daemon is going down (`STOPPING=1`).

@@ -3,7 +3,7 @@
 //! Pure: reads the two mirrors, touches nothing. Numbers are those of `nm-dbus-interface.h` and
 //! `ModemManager-enums.h`. Always true: a device is known by its interface name, never by its object path, since
 //! paths may come back for other devices. ModemManager is asked where NetworkManager has no word for the cause:
-//! a missing SIM, a registration that is lost or denied.
+//! a missing SIM, a registration that is lost or denied. Nearly half of the file is the tables of its tests.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -40,7 +40,6 @@ pub const NETWORK_MANAGER: Wanted = &[
             "Driver",
             "DeviceType",
             "Real",
-            "State",
             "StateReason",
             "Autoconnect",
             "AvailableConnections",
@@ -86,19 +85,26 @@ pub struct Modem {
     pub state: i64,
     /// `MMModemStateFailedReason`.
     pub failed: i64,
-    /// `MMModem3gppRegistrationState`.
-    pub registration: i64,
+    /// `MMModem3gppRegistrationState`; `None` for a modem of another kind.
+    pub registration: Option<i64>,
 }
 
 /// `MMModemState`.
 mod modem_state {
     pub const FAILED: i64 = -1;
     pub const LOCKED: i64 = 2;
+    pub const ENABLED: i64 = 6;
     pub const SEARCHING: i64 = 7;
+    pub const REGISTERED: i64 = 8;
 }
 
 /// `MMModem3gppRegistrationState`.
-const REGISTRATION_DENIED: i64 = 3;
+mod registration {
+    pub const IDLE: i64 = 0;
+    pub const SEARCHING: i64 = 2;
+    pub const DENIED: i64 = 3;
+    pub const EMERGENCY_ONLY: i64 = 8;
+}
 
 /// `NMDeviceStateReason`: someone took it down with nmcli or over D-Bus; also ourselves.
 pub const REASON_USER: i64 = 39;
@@ -149,13 +155,17 @@ pub fn stage(seen: &Sighting, by_user: bool) -> Stage {
 }
 
 impl Modem {
-    /// Why no bearer can be had now, where waiting for the network is all one can do. A modem that is only
-    /// disabled registers when it is activated, so that is no cause.
+    /// Why no bearer can be had now, where waiting for the network is all one can do. A modem that is disabled, or
+    /// enabled and idle, registers when it is activated, so that is no cause; one that was registered and lost it is.
     fn unreachable(self) -> Option<Reason> {
-        match (self.state, self.registration) {
-            (6 | modem_state::SEARCHING, REGISTRATION_DENIED) => Some(Reason::RegistrationDenied),
-            (modem_state::SEARCHING, _) => Some(Reason::NoRegistration),
-            _ => None,
+        if self.state < modem_state::ENABLED {
+            return None;
+        }
+        match self.registration {
+            Some(registration::DENIED) => Some(Reason::RegistrationDenied),
+            Some(registration::SEARCHING | registration::EMERGENCY_ONLY) => Some(Reason::NoRegistration),
+            Some(registration::IDLE) if self.state >= modem_state::REGISTERED => Some(Reason::NoRegistration),
+            Some(_) | None => (self.state == modem_state::SEARCHING).then_some(Reason::NoRegistration),
         }
     }
 
@@ -233,7 +243,7 @@ fn sighting(nm: &Mirror, mm: &Mirror, config: &Config, path: &str) -> Option<(Na
     }
     let name = Name::new(nm.text(path, DEVICE, "Interface")?).ok()?;
     let kind = u32::try_from(nm.number(path, DEVICE, "DeviceType")?).ok()?;
-    let state = nm.number(path, DEVICE, "State")?;
+    let (state, reason) = state(nm, path)?;
     let driver = nm.text(path, DEVICE, "Driver").unwrap_or_default();
     let class = class_by_device(config, kind, state > 10, name, driver)?;
     let modem_path = (kind == device_type::MODEM).then(|| nm.text(path, DEVICE, "Udi")).flatten();
@@ -253,7 +263,7 @@ fn sighting(nm: &Mirror, mm: &Mirror, config: &Config, path: &str) -> Option<(Na
         path: path.to_owned(),
         active: nm.link(path, DEVICE, "ActiveConnection").map(str::to_owned),
         state,
-        reason: nm.get(path, DEVICE, "StateReason").and_then(|pair| field(pair, 1)).unwrap_or(0),
+        reason,
         autoconnect: nm.flag(path, DEVICE, "Autoconnect").unwrap_or(true),
         profile: !nm.items(path, DEVICE, "AvailableConnections").is_empty(),
         metered: match nm.number(path, DEVICE, "Metered") {
@@ -265,12 +275,19 @@ fn sighting(nm: &Mirror, mm: &Mirror, config: &Config, path: &str) -> Option<(Na
             Some(Modem {
                 state: mm.number(modem, MODEM, "State")?,
                 failed: mm.number(modem, MODEM, "StateFailedReason").unwrap_or(0),
-                registration: mm.number(modem, MODEM_3GPP, "RegistrationState").unwrap_or(0),
+                registration: mm.number(modem, MODEM_3GPP, "RegistrationState"),
             })
         }),
         details,
     };
     Some((name, sighting))
+}
+
+/// State and reason together. `State` alone is told a message earlier, while the reason still is that of the state
+/// before: an operator's disconnect would look like nobody's.
+fn state(nm: &Mirror, path: &str) -> Option<(i64, i64)> {
+    let pair = nm.get(path, DEVICE, "StateReason")?;
+    Some((field(pair, 0)?, field(pair, 1)?))
 }
 
 /// Where packets go. Before its first activation NetworkManager does not know a modem's data port; ModemManager
@@ -329,5 +346,250 @@ pub fn routable(address: &IpAddr) -> bool {
     match address {
         IpAddr::V4(four) => !four.is_link_local() && !four.is_loopback() && !four.is_unspecified(),
         IpAddr::V6(six) => !six.is_unicast_link_local() && !six.is_loopback() && !six.is_unspecified(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::mirror::tests::objects;
+    use super::*;
+    use std::collections::HashMap;
+
+    fn seen(class: Class, state: i64, reason: i64) -> Sighting {
+        let name = Name::new("x0").unwrap();
+        let details = Details {
+            ip_interface: name,
+            class,
+            driver: String::new(),
+            addresses: Vec::new(),
+            name_servers: Vec::new(),
+            signal: None,
+        };
+        Sighting {
+            path: String::new(),
+            active: None,
+            state,
+            reason,
+            autoconnect: true,
+            profile: true,
+            metered: None,
+            modem: None,
+            details,
+        }
+    }
+
+    fn modem(state: i64, failed: i64, registration: i64) -> Option<Modem> {
+        Some(Modem { state, failed, registration: Some(registration) })
+    }
+
+    #[test]
+    fn every_reason_of_network_manager_has_a_word_or_leaves_it_to_the_kind_of_device() {
+        use Reason::*;
+        // Numbers 0 to 67 of NMDeviceStateReason, in their order.
+        let table = [
+            None,
+            None,
+            None,
+            Some(NoProfile),
+            None,
+            Some(NoAddress),
+            Some(NoAddress),
+            Some(NoCredentials),
+            Some(NoLink),
+            Some(NoCredentials),
+            Some(NoLink),
+            Some(NoLink),
+            Some(NoBearer),
+            Some(NoBearer),
+            Some(NoBearer),
+            Some(NoAddress),
+            Some(NoAddress),
+            Some(NoAddress),
+            Some(NoAddress),
+            Some(NoAddress),
+            Some(NoAddress),
+            Some(NoAddress),
+            Some(NoAddress),
+            Some(NoBearer),
+            Some(NoBearer),
+            Some(NoBearer),
+            Some(NoBearer),
+            Some(NoBearer),
+            Some(NoModem),
+            Some(NoBearer),
+            Some(NoRegistration),
+            Some(RegistrationDenied),
+            Some(NoRegistration),
+            Some(NoRegistration),
+            Some(Sim),
+            None,
+            None,
+            Some(Sleep),
+            Some(NoProfile),
+            Some(User),
+            Some(NoLink),
+            None,
+            None,
+            Some(NoModem),
+            Some(NoLink),
+            Some(Sim),
+            Some(Sim),
+            Some(Sim),
+            Some(Sim),
+            Some(NoLink),
+            None,
+            Some(NoLink),
+            Some(NoModem),
+            Some(NoLink),
+            None,
+            Some(NoLink),
+            Some(NoLink),
+            Some(NoModem),
+            None,
+            Some(Sim),
+            None,
+            None,
+            None,
+            Some(NoLink),
+            Some(NoAddress),
+            Some(NoAddress),
+            Some(NoLink),
+            Some(NoLink),
+        ];
+        for (code, wanted) in (0i64..).zip(table) {
+            assert_eq!(reason(code), wanted, "{code}");
+        }
+        assert_eq!(reason(68), None);
+    }
+
+    #[test]
+    fn every_state_of_network_manager_is_a_stage() {
+        use Class::*;
+        for (class, state, code, wanted) in [
+            (Ethernet, 10, 0, "unmanaged"),
+            (Ethernet, 20, 40, "unavailable no-link"),
+            (Ethernet, 20, 2, "unavailable no-link"),
+            (Cell, 20, 2, "unavailable no-modem"),
+            (Ethernet, 30, 40, "disconnected"),
+            (Ethernet, 40, 0, "joining"),
+            (Wifi, 60, 8, "joining"),
+            (Cell, 50, 0, "bearer"),
+            (Wifi, 70, 0, "addressing"),
+            (Wifi, 80, 0, "addressing"),
+            (Wifi, 90, 0, "activated"),
+            (Wifi, 100, 0, "activated"),
+            (Ethernet, 110, 60, "joining"),
+            (Ethernet, 110, 36, "disconnected"),
+            (Wifi, 120, 7, "failed no-credentials"),
+            (Wifi, 120, 53, "failed no-link"),
+            (Ethernet, 120, 5, "failed no-address"),
+            (Cell, 120, 1, "failed no-bearer"),
+            (Cell, 130, 0, "unavailable no-modem"),
+        ] {
+            assert_eq!(stage(&seen(class, state, code), false).to_string(), wanted, "{class} {state} {code}");
+        }
+        assert_eq!(stage(&seen(Ethernet, 30, 39), true).to_string(), "disconnected user");
+    }
+
+    #[test]
+    fn modem_manager_names_the_cause_that_network_manager_does_not_know() {
+        for (state, code, modem, wanted) in [
+            (20, 2, modem(-1, 2, 0), "unavailable sim"),
+            (20, 2, modem(-1, 1, 0), "unavailable no-modem"),
+            (20, 2, modem(2, 0, 0), "unavailable sim"),
+            // A PIN may be in the profile.
+            (30, 0, modem(2, 0, 0), "disconnected"),
+            (30, 0, modem(3, 0, 0), "disconnected"),
+            (30, 0, modem(6, 0, 0), "disconnected"),
+            (30, 0, modem(7, 0, 2), "unavailable no-registration"),
+            (30, 0, modem(8, 0, 0), "unavailable no-registration"),
+            (30, 0, modem(6, 0, 3), "unavailable registration-denied"),
+            (30, 0, modem(8, 0, 5), "disconnected"),
+            (50, 0, modem(2, 0, 0), "sim"),
+            (50, 0, modem(7, 0, 2), "registering"),
+            (50, 0, modem(10, 0, 1), "bearer"),
+            (120, 1, modem(7, 0, 2), "failed no-registration"),
+            // Packets tell better than ModemManager whether a bearer still works.
+            (100, 0, modem(7, 0, 2), "activated"),
+        ] {
+            let seen = Sighting { modem, ..seen(Class::Cell, state, code) };
+            assert_eq!(stage(&seen, false).to_string(), wanted, "{state} {modem:?}");
+        }
+    }
+
+    #[test]
+    fn a_modem_and_its_data_port_are_one_uplink_and_tunnels_are_none() {
+        let text = |text: &str| Variant::from(text.to_owned());
+        let path = |path: &'static str| Variant::from(zbus::ObjectPath::try_from(path).unwrap());
+        let item = |address: &str| HashMap::from([("address".to_owned(), text(address))]);
+        let device = |interface: &str, kind: u32, state: u32| {
+            vec![
+                ("Interface", text(interface)),
+                ("DeviceType", kind.into()),
+                ("StateReason", (state, 0u32).into()),
+                ("Real", true.into()),
+            ]
+        };
+        let mut cell = device("cdc-wdm0", 8, 100);
+        cell.extend([
+            ("Udi", text("/Modem/0")),
+            ("IpInterface", text("")),
+            ("Ip4Config", path("/Ip/4")),
+            ("Ip6Config", path("/Ip/6")),
+            ("Metered", 3u32.into()),
+        ]);
+        let mut nm = Mirror::new(NETWORK_MANAGER);
+        assert!(nm.fill(&objects(&[
+            (ROOT_PATH, ROOT, &[("Startup", true.into())]),
+            ("/1", DEVICE, &cell),
+            ("/2", DEVICE, &device("wwan0", 1, 10)),
+            ("/3", DEVICE, &device("tun0", 16, 100)),
+            ("/4", DEVICE, &device("veth3", 20, 10)),
+            (
+                "/Ip/4",
+                IP4,
+                &[
+                    ("AddressData", vec![item("203.0.113.100")].into()),
+                    ("NameserverData", vec![item("203.0.113.1")].into()),
+                ],
+            ),
+            (
+                "/Ip/6",
+                IP6,
+                &[("Nameservers", vec![vec![0x20u8, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]].into())]
+            ),
+        ])));
+        let mut mm = Mirror::new(MODEM_MANAGER);
+        let ports = vec![("cdc-wdm0".to_owned(), 6u32), ("wwan0".to_owned(), 2u32)];
+        assert!(mm.fill(&objects(&[(
+            "/Modem/0",
+            MODEM,
+            &[("State", 11i32.into()), ("Ports", ports.into()), ("SignalQuality", (70u32, true).into())]
+        )])));
+        assert_eq!(starting(&nm), Some(true));
+        let config = crate::classify::tests::config([&[], &[], &[]]);
+        let all = sightings(&nm, &mm, &config);
+        let [(name, seen)] = &all.iter().collect::<Vec<_>>()[..] else { panic!("{all:?}") };
+        assert_eq!(name.as_str(), "cdc-wdm0");
+        assert_eq!(seen.details.ip_interface.as_str(), "wwan0");
+        assert_eq!(seen.details.signal, Some(70));
+        assert_eq!(seen.details.name_servers, ["203.0.113.1", "2001:db8::1"].map(|ip| ip.parse::<IpAddr>().unwrap()));
+        assert_eq!((seen.metered, seen.profile, seen.state), (Some(true), false, 100));
+        assert!(seen.details.addresses.iter().any(routable));
+    }
+
+    #[test]
+    fn addresses_of_the_link_alone_do_not_count() {
+        for (text, wanted) in [
+            ("192.0.2.1", true),
+            ("10.0.0.1", true),
+            ("169.254.7.7", false),
+            ("fe80::1", false),
+            ("fd00::1", true),
+            ("2001:db8::1", true),
+            ("127.0.0.1", false),
+        ] {
+            assert_eq!(routable(&text.parse().unwrap()), wanted, "{text}");
+        }
     }
 }

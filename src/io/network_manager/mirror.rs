@@ -171,3 +171,86 @@ pub fn text<'a>(value: &'a Variant<'_>) -> Option<&'a str> {
 fn keep(names: &[&'static str], mut properties: HashMap<String, OwnedVariant>) -> BTreeMap<&'static str, OwnedVariant> {
     names.iter().filter_map(|name| Some((*name, properties.remove(*name)?))).collect()
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use zbus::OwnedVariant;
+
+    pub(crate) type Objects<'a> = &'a [(&'a str, &'a str, &'a [(&'a str, Variant<'static>)])];
+
+    fn properties(all: &[(&str, Variant<'static>)]) -> HashMap<String, OwnedVariant> {
+        all.iter().map(|(name, value)| ((*name).to_owned(), value.try_to_owned().unwrap())).collect()
+    }
+
+    /// The answer to `GetManagedObjects`.
+    pub(crate) fn objects(all: Objects) -> Message {
+        let mut body: HashMap<OwnedObjectPath, Interfaces> = HashMap::new();
+        for (path, interface, values) in all {
+            let path = OwnedObjectPath::try_from(*path).unwrap();
+            body.entry(path).or_default().insert((*interface).to_owned(), properties(values));
+        }
+        let call = Message::method_call("/x", "GetManagedObjects").build(&()).unwrap();
+        Message::method_return(&call.header()).build(&body).unwrap()
+    }
+
+    fn changed(path: &str, interface: &str, new: &[(&str, Variant<'static>)], stale: &[&str]) -> Message {
+        let body = (interface, properties(new), stale.to_vec());
+        Message::signal(path, "org.freedesktop.DBus.Properties", "PropertiesChanged").build(&body).unwrap()
+    }
+
+    const WANTED: Wanted = &[("a.Thing", &["Size", "Word"]), ("a.Other", &["Size"])];
+
+    fn mirror() -> Mirror {
+        let mut mirror = Mirror::new(WANTED);
+        assert!(mirror.fill(&objects(&[
+            ("/1", "a.Thing", &[("Size", 1u32.into()), ("Word", "one".into()), ("Noise", 9u32.into())]),
+            ("/2", "a.Noise", &[("Size", 2u32.into())]),
+        ])));
+        mirror
+    }
+
+    #[test]
+    fn only_what_is_wanted_is_kept() {
+        let mirror = mirror();
+        assert_eq!(mirror.number("/1", "a.Thing", "Size"), Some(1));
+        assert_eq!(mirror.text("/1", "a.Thing", "Word"), Some("one"));
+        assert!(mirror.get("/1", "a.Thing", "Noise").is_none());
+        assert!(!mirror.objects.contains_key("/2"));
+    }
+
+    #[test]
+    fn a_change_is_followed_and_noise_is_no_change() {
+        let mut mirror = mirror();
+        assert!(mirror.apply(&changed("/1", "a.Thing", &[("Size", 5u32.into())], &["Word"])));
+        assert_eq!(mirror.number("/1", "a.Thing", "Size"), Some(5));
+        assert_eq!(mirror.text("/1", "a.Thing", "Word"), None);
+        assert!(!mirror.apply(&changed("/1", "a.Thing", &[("Noise", 5u32.into())], &[])));
+        assert!(!mirror.apply(&changed("/9", "a.Thing", &[("Size", 5u32.into())], &[])), "an object nobody announced");
+    }
+
+    #[test]
+    fn objects_come_and_go_by_interface() {
+        let mut mirror = mirror();
+        let interfaces: Interfaces = [("a.Other".to_owned(), properties(&[("Size", 7u32.into())]))].into();
+        let path = OwnedObjectPath::try_from("/1").unwrap();
+        let manager = "org.freedesktop.DBus.ObjectManager";
+        let added = Message::signal("/", manager, "InterfacesAdded").build(&(&path, interfaces)).unwrap();
+        assert!(mirror.apply(&added));
+        assert_eq!(mirror.number("/1", "a.Other", "Size"), Some(7));
+        let removed =
+            |gone: &str| Message::signal("/", manager, "InterfacesRemoved").build(&(&path, vec![gone])).unwrap();
+        assert!(mirror.apply(&removed("a.Thing")));
+        assert_eq!(mirror.with("a.Other").count(), 1);
+        assert!(mirror.apply(&removed("a.Other")));
+        assert!(mirror.objects.is_empty());
+    }
+
+    #[test]
+    fn an_answer_of_another_shape_is_no_list() {
+        let call = Message::method_call("/x", "GetManagedObjects").build(&()).unwrap();
+        let mut mirror = mirror();
+        assert!(!mirror.fill(&Message::method_return(&call.header()).build(&"no").unwrap()));
+        assert!(!mirror.apply(&Message::signal("/1", "a.B", "PropertiesChanged").build(&3u32).unwrap()));
+    }
+}

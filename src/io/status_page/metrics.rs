@@ -89,8 +89,8 @@ const UPLINK: [Metric; 8] = [
     gauge("rtt_ms", "uplink_rtt_seconds", "Round trip through the uplink.").seconds(MILLI),
     gauge("loss", "uplink_loss", "Share of what was lost, as in the status."),
     gauge("signal", "uplink_signal", "Signal of the radio, as in the status."),
-    counter("bytes_up", "uplink_sent_bytes", "Bytes sent to the cloud.").bytes(),
-    counter("bytes_down", "uplink_received_bytes", "Bytes received from the cloud.").bytes(),
+    counter("bytes_up", "uplink_sent_bytes", "Bytes sent through the interface, by the kernel.").bytes(),
+    counter("bytes_down", "uplink_received_bytes", "Bytes received through the interface, by the kernel.").bytes(),
     counter("liveness_bytes", "uplink_liveness_bytes", "Bytes spent on knowing that the path lives.").bytes(),
 ];
 

@@ -1,0 +1,291 @@
+//! Stories in the words of the journal, held to the heart's answers.
+//!
+//! A story is a text file in `tests/scenarios`: comments, one settings line, and then moments in order. A line at
+//! column 0 is a time and what happened; what is indented below it is what the heart answered, and a line with an
+//! equals sign what an operator would see from then on: the state word and the uplink. Between two events the heart
+//! is told of its deadlines as they come; one that makes it do something stands in the story as `deadline`. Apart from
+//! events, a moment may be one of the reader's own words:
+//!
+//! * `pings unanswered #3` and `pings answered #3`: by default every ping is answered after 40 ms, unseen;
+//! * `stall 20s`: the whole process stands still and hears nothing;
+//! * `restart`: the process ends and starts with what was saved;
+//! * `end`: nothing more happens, the deadlines up to here are still served.
+//!
+//! `SWITCHBACK_REWRITE=1` writes the answers anew; the reviewer reads the difference.
+
+mod story;
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use switchback_control::{Action, Attempt, Control, Event, Instant, Saved, Unreleased};
+
+use story::{Heading, Reader};
+
+/// How soon a ping is answered.
+const PONG_AFTER: u64 = 40;
+
+struct Teller {
+    heading: Heading,
+    control: Control,
+    reader: Reader,
+    now: u64,
+    saved: Saved,
+    number: u64,
+    /// Answers to pings under way: when, to whom.
+    pongs: Vec<(u64, Attempt)>,
+    silent: BTreeSet<Attempt>,
+    shown: String,
+    text: String,
+}
+
+/// Tells a story with the heart's own answers.
+fn tell(source: &str) -> Result<String, String> {
+    let mut lines = source.lines();
+    let mut text = String::new();
+    let heading = loop {
+        let line = lines.next().ok_or("no settings line")?;
+        let _ = writeln!(text, "{line}");
+        if !line.starts_with('#') && !line.trim().is_empty() {
+            break story::heading(line)?;
+        }
+    };
+    let control = Control::restore(
+        heading.settings.clone(),
+        Saved::default(),
+        &Unreleased::default(),
+        0,
+        heading.seed,
+        Instant::from_millis(0),
+    );
+    let mut teller = Teller {
+        heading,
+        control,
+        reader: Reader::default(),
+        now: 0,
+        saved: Saved::default(),
+        number: 0,
+        pongs: Vec::new(),
+        silent: BTreeSet::new(),
+        shown: "off".into(),
+        text,
+    };
+    for line in lines {
+        teller.line(line).map_err(|e| format!("{line}: {e}"))?;
+    }
+    Ok(teller.text)
+}
+
+impl Teller {
+    fn line(&mut self, line: &str) -> Result<(), String> {
+        if line.trim().is_empty() || line.starts_with('#') {
+            let _ = writeln!(self.text, "{line}");
+            return Ok(());
+        }
+        if line.starts_with(' ') {
+            return Ok(());
+        }
+        let (time, what) = line.split_once(' ').ok_or("a time and what happened")?;
+        let what = what.trim();
+        if what == "deadline" {
+            return Ok(());
+        }
+        let at = story::duration(time)?.as_millis() as u64;
+        if at < self.now {
+            return Err("time runs backwards".into());
+        }
+        self.serve_until(at);
+        self.now = at;
+        match what.split_whitespace().collect::<Vec<_>>().as_slice() {
+            ["end"] => {
+                self.show(what, &[], true);
+            }
+            ["stall", length] => {
+                self.show(what, &[], true);
+                self.now += story::duration(length)?.as_millis() as u64;
+                self.pongs.clear();
+            }
+            ["restart"] => self.restart(),
+            ["pings", how @ ("answered" | "unanswered"), n] => {
+                let n: u64 = n.trim_start_matches('#').parse().map_err(|_| "not an attempt")?;
+                if *how == "unanswered" {
+                    self.silent.insert(Attempt(n));
+                    self.pongs.retain(|(_, a)| a.0 != n);
+                } else {
+                    self.silent.remove(&Attempt(n));
+                }
+                self.show(what, &[], true);
+            }
+            _ => {
+                let event = self.reader.event(what)?;
+                if event.to_string() != what {
+                    return Err(format!("the journal would say {:?}", event.to_string()));
+                }
+                let actions = self.step(&event);
+                self.show(what, &actions, true);
+            }
+        }
+        Ok(())
+    }
+
+    /// Serves deadlines and answers pings up to a moment, itself included for what was due before it.
+    fn serve_until(&mut self, end: u64) {
+        loop {
+            let deadline = self.control.next_deadline().map(|d| d.as_millis().max(self.now));
+            let pong = self.pongs.iter().map(|(at, _)| *at).min();
+            match (deadline, pong) {
+                (d, Some(p)) if p <= end && d.is_none_or(|d| p <= d) => {
+                    self.now = self.now.max(p);
+                    let index = self.pongs.iter().position(|(at, _)| *at == p).unwrap_or(0);
+                    let (_, attempt) = self.pongs.remove(index);
+                    let event = Event::Ponged { attempt };
+                    let actions = self.step(&event);
+                    self.show(&event.to_string(), &actions, false);
+                }
+                (Some(d), _) if d <= end => {
+                    self.now = d;
+                    let actions = self.step(&Event::DeadlineReached);
+                    self.show("deadline", &actions, false);
+                }
+                _ => return,
+            }
+        }
+    }
+
+    fn step(&mut self, event: &Event) -> Vec<Action> {
+        let actions = self.control.step(Instant::from_millis(self.now), event);
+        for action in &actions {
+            match action {
+                Action::Save(saved) => self.saved = saved.clone(),
+                Action::Ping { attempt } if !self.silent.contains(attempt) => {
+                    self.pongs.push((self.now + PONG_AFTER, *attempt));
+                }
+                Action::Dial { attempt, .. } | Action::Activate { attempt, .. } => self.number = attempt.0,
+                _ => {}
+            }
+        }
+        actions
+    }
+
+    fn restart(&mut self) {
+        self.control = Control::restore(
+            self.heading.settings.clone(),
+            self.saved.clone(),
+            &Unreleased::default(),
+            self.number,
+            self.heading.seed,
+            Instant::from_millis(self.now),
+        );
+        self.pongs.clear();
+        self.silent.clear();
+        self.show("restart", &[], true);
+    }
+
+    /// Writes a moment and its answers; an unasked one only when it shows something.
+    fn show(&mut self, what: &str, actions: &[Action], always: bool) {
+        let hidden = |a: &&Action| match a {
+            Action::Ping { attempt } => !self.silent.contains(attempt),
+            a => a.is_message() && !self.heading.messages,
+        };
+        let mut deeds: Vec<String> = actions.iter().filter(|a| !hidden(a)).map(|a| format!("      {a}")).collect();
+        let status = self.control.status();
+        let seen = match status.uplink {
+            Some(name) => format!("{} {name}", status.state),
+            None => status.state.to_string(),
+        };
+        if seen != self.shown {
+            deeds.push(format!("    = {seen}"));
+            self.shown = seen;
+        }
+        if always || !deeds.is_empty() {
+            let time = story::millis(Duration::from_millis(self.now));
+            let _ = writeln!(self.text, "{time:<8} {what}");
+            deeds.iter().for_each(|deed| {
+                let _ = writeln!(self.text, "{deed}");
+            });
+        }
+    }
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/scenarios")
+}
+
+/// The first place where two texts differ, for people.
+fn difference(expected: &str, found: &str) -> String {
+    let (e, f): (Vec<&str>, Vec<&str>) = (expected.lines().collect(), found.lines().collect());
+    let at = e.iter().zip(&f).position(|(a, b)| a != b).unwrap_or(e.len().min(f.len()));
+    let context =
+        |lines: &[&str], sign: &str| lines.iter().skip(at).take(8).map(|l| format!("{sign} {l}\n")).collect::<String>();
+    let before: String = e.iter().take(at).skip(at.saturating_sub(6)).map(|l| format!("  {l}\n")).collect();
+    format!("line {}:\n{before}{}{}", at + 1, context(&e, "-"), context(&f, "+"))
+}
+
+#[test]
+fn every_story_goes_as_it_is_told() {
+    let rewrite = std::env::var_os("SWITCHBACK_REWRITE").is_some();
+    let mut stories: Vec<PathBuf> = std::fs::read_dir(folder())
+        .expect("the folder of stories")
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|e| e == "txt"))
+        .collect();
+    stories.sort();
+    assert!(stories.len() >= 16, "stories are missing: {}", stories.len());
+    let mut failures = Vec::new();
+    for path in stories {
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let source = std::fs::read_to_string(&path).expect("a story");
+        match tell(&source) {
+            Err(what) => failures.push(format!("{name}: {what}")),
+            Ok(text) if text == source => {}
+            Ok(text) if rewrite => std::fs::write(&path, text).expect("a story"),
+            Ok(text) => failures.push(format!("{name}, {}", difference(&source, &text))),
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn what_the_journal_says_can_be_read_back() {
+    let lines = [
+        "link wlan0 up",
+        "link wlan0 gone",
+        "address eth0 absent",
+        "device eth0 ethernet activated address",
+        "device cdc-wdm0 cell registering ip wwan0 metered",
+        "device wlan0 wifi disconnected user",
+        "device wlan0 wifi disconnected no-profile unmetered",
+        "device wlan0 wifi unavailable no-link",
+        "device eth0 gone",
+        "networkmanager gone",
+        "activation #3 refused wlan0 no-profile",
+        "dial #4 handshake",
+        "dialled #4",
+        "dial #4 failed refused heard",
+        "connected #4 resumed window 20 keep-alive 30s",
+        "settled #4",
+        "closed #4 session-taken-over heard",
+        "heard #4",
+        "ponged #4",
+        "acked #4 17",
+        "rejected #4 17",
+        "drained #4 empty",
+        "offered 3 200",
+        "stored 17",
+        "storage full",
+        "storage failed",
+        "storage healed",
+        "asked connect via wwan0",
+        "asked disconnect force",
+        "asked reconnect",
+        "asked flush 1500ms",
+        "asked list wifi eth0",
+        "asked stop",
+        "deadline",
+    ];
+    for line in lines {
+        assert_eq!(Reader::default().event(line).map(|e| e.to_string()), Ok(line.into()));
+    }
+}

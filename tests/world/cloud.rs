@@ -1,0 +1,742 @@
+//! Paths, connections and the cloud behind them.
+//!
+//! A connection has two lanes of packets. A packet that the path does not let through is sent again as TCP would: a
+//! tail probe first, then timeouts that double; behind it everything waits, in order. The cloud acknowledges what
+//! it has, takes a session over when a second connection comes with the same identity, can be killed, frozen,
+//! cut off, slow, strict, and of another age.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use switchback_control::{Attempt, Class, Event, Goodbye, Name, Reason, Seq, Step, Version};
+
+use super::plan::Plan;
+use super::{Dice, Source, What, World};
+
+/// What goes up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Up {
+    Dns,
+    Syn,
+    Hello,
+    Connect(Version, u64),
+    Subscribe,
+    Publish(u64),
+    Ping,
+    Bye,
+    Reset,
+}
+
+/// What comes down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Down {
+    Name,
+    SynAck,
+    HelloDone,
+    Welcome {
+        present: bool,
+        window: u16,
+    },
+    Subscribed,
+    Acked(u64),
+    Rejected(u64),
+    Pong,
+    Command,
+    /// The end, with the reason that the adapter will give; `heard` follows from its arrival.
+    End(Reason),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Up,
+    /// Packets vanish in the provider's router.
+    Silent,
+    /// Only what comes down is lost, or only what goes up.
+    DownLost,
+    UpLost,
+    /// A firewall answers in the server's name.
+    Refused,
+    Portal,
+    /// The uplink's name servers are dead.
+    NoNames,
+}
+
+#[derive(Clone, Debug)]
+pub struct Path {
+    pub mode: Mode,
+    pub rtt: u64,
+    pub jitter: u64,
+    /// Lost packets of a thousand, each way.
+    pub loss: u64,
+    base: u64,
+    /// Since when nothing has been wrong with it.
+    pub healthy_since: u64,
+    pub faults: u64,
+}
+
+impl Path {
+    pub fn new(class: Class, dice: &mut Dice) -> Path {
+        let base = match class {
+            Class::Ethernet => dice.between(2, 40),
+            Class::Wifi => dice.between(5, 80),
+            Class::Cell => dice.between(40, 250),
+        };
+        Path { mode: Mode::Up, rtt: base, jitter: base / 10, loss: 0, base, healthy_since: 0, faults: 0 }
+    }
+
+    pub fn heal(&mut self, now: u64) {
+        let well = self.mode == Mode::Up && self.loss == 0 && self.rtt == self.base;
+        self.mode = Mode::Up;
+        self.loss = 0;
+        self.rtt = self.base;
+        self.jitter = self.base / 10;
+        if !well {
+            self.healthy_since = now;
+        }
+    }
+
+    pub fn slow(&mut self, factor: u64) {
+        self.rtt = (self.base * factor).min(8_000);
+        self.jitter = self.rtt / 3;
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    Dialling,
+    Dialled,
+    Connecting,
+    Open,
+}
+
+#[derive(Debug)]
+struct Lane<T> {
+    queue: VecDeque<T>,
+    tries: u32,
+    waiting: bool,
+    stuck_since: u64,
+    arrives: u64,
+}
+
+impl<T> Default for Lane<T> {
+    fn default() -> Lane<T> {
+        Lane { queue: VecDeque::new(), tries: 0, waiting: false, stuck_since: 0, arrives: 0 }
+    }
+}
+
+#[derive(Debug)]
+pub struct Conn {
+    pub net: usize,
+    pub phase: Phase,
+    pub born: u64,
+    epoch: u64,
+    version: Version,
+    keep_alive: u64,
+    /// The adapter still has it.
+    pub local: bool,
+    /// The cloud still has it.
+    pub remote: bool,
+    up: Lane<Up>,
+    down: Lane<Down>,
+    last_up: u64,
+    /// Published and not acknowledged, as the cloud sees it, and how many the cloud said it takes.
+    owing: BTreeSet<u64>,
+    window: u16,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Change {
+    Restart,
+    Thaw,
+    HostBack,
+    Thief,
+}
+
+#[derive(Debug)]
+pub struct Broker {
+    pub up: bool,
+    pub frozen: bool,
+    pub host: bool,
+    pub refuse: Option<Reason>,
+    pub only_v311: bool,
+    /// Tells a stranger's version by hanging up without a word.
+    pub curt: bool,
+    pub slow: u64,
+    pub window: u16,
+    pub keeps_sessions: bool,
+    pub rejects: u64,
+    session: bool,
+    pub current: Option<u64>,
+    backlog: Vec<(u64, Up)>,
+    pub received: BTreeMap<u64, u32>,
+    pub healthy_since: u64,
+    pub generation: u64,
+}
+
+impl Broker {
+    pub fn new(_plan: &Plan, dice: &mut Dice) -> Broker {
+        Broker {
+            up: true,
+            frozen: false,
+            host: true,
+            refuse: None,
+            only_v311: dice.chance(150),
+            curt: dice.chance(300),
+            slow: 0,
+            window: *dice.pick(&[65535, 65535, 20, 5, 1]),
+            keeps_sessions: dice.chance(600),
+            rejects: if dice.chance(200) { 5 } else { 0 },
+            session: false,
+            current: None,
+            backlog: Vec::new(),
+            received: BTreeMap::new(),
+            healthy_since: 0,
+            generation: 0,
+        }
+    }
+
+    pub fn well(&self) -> bool {
+        self.up && !self.frozen && self.host && self.refuse.is_none() && self.slow == 0
+    }
+}
+
+impl World {
+    pub fn dial(&mut self, interface: Name, server: u8, attempt: Attempt) {
+        let usable = |n: &super::network::Net| n.device == interface && n.usable();
+        let Some(net) = self.nets.iter().position(usable) else {
+            let failed = Event::DialFailed { attempt, reason: Reason::NoRoute, heard: false };
+            return self.tell(Source::Cloud, 0, failed);
+        };
+        let conn = Conn {
+            net,
+            phase: Phase::Dialling,
+            born: self.now,
+            epoch: self.nets[net].epoch,
+            version: Version::V5,
+            keep_alive: 30_000,
+            local: true,
+            remote: false,
+            up: Lane::default(),
+            down: Lane::default(),
+            last_up: self.now,
+            owing: BTreeSet::new(),
+            window: 65535,
+        };
+        self.conns.insert(attempt.0, conn);
+        // Servers after the first have their address as a literal.
+        let first = if server == 0 && self.dice.chance(700) { Up::Dns } else { Up::Syn };
+        if first == Up::Dns {
+            self.after(3_000, What::DialLimit(attempt.0, 0));
+        } else {
+            self.tell(Source::Cloud, 0, Event::DialProgressed { attempt, step: Step::Connecting });
+        }
+        // The adapter's own patience differs from ours.
+        let patience = self.dice.spread(5_000, 90_000);
+        self.after(patience, What::DialLimit(attempt.0, 1));
+        self.send(attempt.0, first);
+    }
+
+    pub fn dial_limit(&mut self, id: u64, kind: u8) {
+        let Some(conn) = self.conns.get(&id) else { return };
+        let resolving = conn.up.queue.front() == Some(&Up::Dns);
+        if !conn.local || conn.phase != Phase::Dialling || (kind == 0 && !resolving && conn.remote) {
+            return;
+        }
+        let still_resolving = kind == 0 && (resolving || self.waits_for_name(id));
+        if kind == 0 && !still_resolving {
+            return;
+        }
+        let reason = if kind == 0 { Reason::Dns } else { Reason::NoServer };
+        self.conn_ends(id);
+        self.tell(Source::Cloud, 0, Event::DialFailed { attempt: Attempt(id), reason, heard: false });
+    }
+
+    fn waits_for_name(&self, id: u64) -> bool {
+        self.conns.get(&id).is_some_and(|c| c.down.queue.front() == Some(&Down::Name))
+    }
+
+    pub fn connect(&mut self, attempt: Attempt, version: Version, keep_alive: Duration) {
+        if let Some(conn) = self.conns.get_mut(&attempt.0)
+            && conn.local
+        {
+            conn.version = version;
+            conn.phase = Phase::Connecting;
+            let ka = keep_alive.as_millis() as u64;
+            self.send(attempt.0, Up::Connect(version, ka));
+        }
+    }
+
+    pub fn hang_up(&mut self, attempt: Attempt, goodbye: Goodbye) {
+        let Some(conn) = self.conns.get_mut(&attempt.0) else { return };
+        if !conn.local {
+            return;
+        }
+        let last = if goodbye == Goodbye::Abort { Up::Reset } else { Up::Bye };
+        conn.local = false;
+        if last == Up::Reset {
+            conn.up.queue.clear();
+            conn.up.waiting = false;
+        }
+        self.put(attempt.0, last);
+    }
+
+    /// The process is gone: the kernel closes what it had.
+    pub fn hang_up_everything(&mut self) {
+        let open: Vec<u64> = self.conns.iter().filter(|(_, c)| c.local).map(|(id, _)| *id).collect();
+        for id in open {
+            self.hang_up(Attempt(id), Goodbye::Abort);
+        }
+    }
+
+    pub fn look_at_queue(&mut self, attempt: Attempt) {
+        if let Some(conn) = self.conns.get(&attempt.0)
+            && conn.local
+        {
+            let empty = conn.up.queue.is_empty();
+            let delay = self.dice.between(0, 5);
+            self.tell(Source::Cloud, delay, Event::Drained { attempt, empty });
+        }
+    }
+
+    /// The adapter sends; nothing is sent on a connection that it no longer has.
+    pub fn send(&mut self, id: u64, packet: Up) {
+        if self.conns.get(&id).is_some_and(|c| c.local) {
+            self.put(id, packet);
+        }
+    }
+
+    fn put(&mut self, id: u64, packet: Up) {
+        let now = self.now;
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        if conn.up.queue.is_empty() {
+            conn.up.stuck_since = now;
+        }
+        conn.up.queue.push_back(packet);
+        if !conn.up.waiting {
+            self.try_up(id);
+        }
+    }
+
+    fn put_down(&mut self, id: u64, packet: Down) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.down.queue.push_back(packet);
+        if !conn.down.waiting {
+            self.try_down(id);
+        }
+    }
+
+    /// Whether a packet gets through now.
+    fn passes(&mut self, id: u64, up: bool) -> bool {
+        let Some(conn) = self.conns.get(&id) else { return false };
+        let (net, epoch) = (conn.net, conn.epoch);
+        let dns = conn.up.queue.front() == Some(&Up::Dns) || conn.down.queue.front() == Some(&Down::Name);
+        let net = &self.nets[net];
+        let open = match net.path.mode {
+            Mode::Up => true,
+            Mode::Silent => false,
+            Mode::DownLost => up,
+            Mode::UpLost => !up,
+            Mode::Refused | Mode::Portal => up,
+            Mode::NoNames => !dns,
+        };
+        let loss = net.path.loss;
+        let host = self.broker.host || dns;
+        net.usable() && net.epoch == epoch && open && host && !self.dice.chance(loss)
+    }
+
+    fn one_way(&mut self, id: u64) -> u64 {
+        let Some(conn) = self.conns.get(&id) else { return 0 };
+        let path = &self.nets[conn.net].path;
+        let (rtt, jitter) = (path.rtt, path.jitter);
+        rtt / 2 + self.dice.between(0, jitter / 2)
+    }
+
+    /// When TCP sends again what was lost: a tail probe, then timeouts that double.
+    fn again_after(&self, id: u64, tries: u32, syn: bool) -> u64 {
+        let rtt = self.conns.get(&id).map_or(100, |c| self.nets[c.net].path.rtt);
+        if syn {
+            return (1000u64 << tries.min(6)).min(60_000);
+        }
+        match tries {
+            0 => 2 * rtt + 2,
+            n => ((200 + rtt) << (n - 1).min(8)).min(30_000),
+        }
+    }
+
+    fn try_up(&mut self, id: u64) {
+        let Some(conn) = self.conns.get(&id) else { return };
+        let Some(first) = conn.up.queue.front().cloned() else { return };
+        let syn = matches!(first, Up::Syn | Up::Dns);
+        if self.passes(id, true) {
+            let delay = self.one_way(id);
+            let now = self.now;
+            let Some(conn) = self.conns.get_mut(&id) else { return };
+            conn.up.tries = 0;
+            conn.up.waiting = false;
+            let at = conn.up.arrives.max(now + delay);
+            conn.up.arrives = at;
+            let packets: Vec<Up> = conn.up.queue.drain(..).collect();
+            for packet in packets {
+                self.at(at, What::ArriveUp(id, packet));
+            }
+            return;
+        }
+        if first == Up::Reset {
+            // A reset is sent once.
+            if let Some(conn) = self.conns.get_mut(&id) {
+                conn.up.queue.clear();
+            }
+            self.forget(id);
+            return;
+        }
+        let tries = self.conns.get(&id).map_or(0, |c| c.up.tries);
+        let delay = self.again_after(id, tries, syn);
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.up.tries += 1;
+            conn.up.waiting = true;
+        }
+        self.after(delay, What::Retry(id, true));
+    }
+
+    fn try_down(&mut self, id: u64) {
+        let Some(conn) = self.conns.get(&id) else { return };
+        let Some(first) = conn.down.queue.front().cloned() else { return };
+        if self.passes(id, false) {
+            let delay = self.one_way(id);
+            let now = self.now;
+            let Some(conn) = self.conns.get_mut(&id) else { return };
+            conn.down.tries = 0;
+            conn.down.waiting = false;
+            let at = conn.down.arrives.max(now + delay);
+            conn.down.arrives = at;
+            let packets: Vec<Down> = conn.down.queue.drain(..).collect();
+            for packet in packets {
+                self.at(at, What::ArriveDown(id, packet));
+            }
+            return;
+        }
+        let tries = self.conns.get(&id).map_or(0, |c| c.down.tries);
+        let delay = self.again_after(id, tries, matches!(first, Down::SynAck | Down::Name));
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.down.tries += 1;
+            conn.down.waiting = true;
+        }
+        self.after(delay, What::Retry(id, false));
+    }
+
+    pub fn retry(&mut self, id: u64, up: bool) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let lane_waits = if up { conn.up.waiting } else { conn.down.waiting };
+        if !lane_waits {
+            return;
+        }
+        if up {
+            conn.up.waiting = false;
+            self.try_up(id);
+        } else {
+            conn.down.waiting = false;
+            self.try_down(id);
+        }
+    }
+
+    /// Something reached the cloud, or the name server, or whoever answers in their place.
+    pub fn arrive_up(&mut self, id: u64, packet: Up) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.last_up = self.now;
+        let net = conn.net;
+        let remote = conn.remote;
+        match (self.nets[net].path.mode, &packet) {
+            (_, Up::Dns) => return self.put_down(id, Down::Name),
+            (Mode::Refused, Up::Syn) => return self.end_locally(id, Reason::Refused, true),
+            (Mode::Refused | Mode::Portal, _) if remote && self.conns[&id].phase == Phase::Open => {
+                return self.end_locally(id, Reason::Reset, true);
+            }
+            (Mode::Portal, Up::Syn) => {
+                let reason = *self.dice.pick(&[Reason::CaptivePortal, Reason::Tls]);
+                return self.end_locally(id, reason, false);
+            }
+            (Mode::Refused | Mode::Portal, _) => return,
+            _ => {}
+        }
+        if !self.broker.host {
+            return;
+        }
+        match packet {
+            Up::Syn if !self.broker.up => self.put_down(id, Down::End(Reason::Refused)),
+            // The kernel answers for a frozen process.
+            Up::Syn => {
+                if let Some(conn) = self.conns.get_mut(&id) {
+                    conn.remote = true;
+                }
+                self.put_down(id, Down::SynAck);
+            }
+            Up::Bye | Up::Reset => {
+                if let Some(conn) = self.conns.get_mut(&id) {
+                    conn.remote = false;
+                }
+                if self.broker.current == Some(id) {
+                    self.broker.current = None;
+                }
+                // What was read before the connection ended still counts in a frozen broker's queue.
+                self.forget(id);
+            }
+            _ if !remote => {
+                let reason = if self.conns[&id].phase == Phase::Open { Reason::Reset } else { Reason::Refused };
+                self.put_down(id, Down::End(reason));
+            }
+            packet if self.broker.frozen => self.broker.backlog.push((id, packet)),
+            packet => self.serve(id, packet),
+        }
+    }
+
+    /// The cloud's process reads one packet.
+    fn serve(&mut self, id: u64, packet: Up) {
+        match packet {
+            Up::Dns | Up::Syn | Up::Bye | Up::Reset => {}
+            Up::Hello => self.put_down(id, Down::HelloDone),
+            Up::Connect(version, keep_alive) => self.serve_connect(id, version, keep_alive),
+            Up::Subscribe => self.put_down(id, Down::Subscribed),
+            Up::Ping => self.put_down(id, Down::Pong),
+            Up::Publish(seq) => {
+                *self.broker.received.entry(seq).or_insert(0) += 1;
+                self.oracle.owed.remove(&seq);
+                if let Some(conn) = self.conns.get_mut(&id) {
+                    conn.owing.insert(seq);
+                    if conn.owing.len() > usize::from(conn.window) {
+                        self.broken("more in flight than the server's Receive Maximum");
+                    }
+                }
+                if self.broker.slow > 0 {
+                    let delay = self.dice.between(0, self.broker.slow);
+                    self.after(delay, What::Ack(id, seq));
+                } else {
+                    self.ack(id, seq);
+                }
+            }
+        }
+    }
+
+    pub fn ack(&mut self, id: u64, seq: u64) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        if !conn.remote || !conn.owing.remove(&seq) || !self.broker.up {
+            return;
+        }
+        let rejected = self.broker.rejects > 0 && self.dice.chance(self.broker.rejects);
+        self.put_down(id, if rejected { Down::Rejected(seq) } else { Down::Acked(seq) });
+    }
+
+    fn serve_connect(&mut self, id: u64, version: Version, keep_alive: u64) {
+        if self.broker.only_v311 && version == Version::V5 {
+            let reason = if self.broker.curt { Reason::ServerShutDown } else { Reason::Version };
+            return self.remote_ends(id, reason);
+        }
+        if let Some(reason) = self.broker.refuse {
+            return self.remote_ends(id, reason);
+        }
+        if let Some(older) = self.broker.current.replace(id)
+            && older != id
+            && let Some(conn) = self.conns.get(&older)
+        {
+            // 3.1.1 has no word for it.
+            let reason = if conn.version == Version::V5 { Reason::SessionTakenOver } else { Reason::ServerShutDown };
+            self.remote_ends(older, reason);
+            self.broker.current = Some(id);
+        }
+        let present = self.broker.session && self.broker.keeps_sessions;
+        self.broker.session = true;
+        let window = if version == Version::V5 { self.broker.window } else { 65535 };
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.keep_alive = keep_alive;
+            conn.window = window;
+        }
+        self.summary.sessions += 1;
+        self.put_down(id, Down::Welcome { present, window });
+    }
+
+    /// The cloud ends a connection.
+    fn remote_ends(&mut self, id: u64, reason: Reason) {
+        if let Some(conn) = self.conns.get_mut(&id)
+            && conn.remote
+        {
+            conn.remote = false;
+            conn.owing.clear();
+            if self.broker.current == Some(id) {
+                self.broker.current = None;
+            }
+            self.put_down(id, Down::End(reason));
+        }
+    }
+
+    /// Something reached the adapter.
+    pub fn arrive_down(&mut self, id: u64, packet: Down) {
+        let attempt = Attempt(id);
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        if !conn.local {
+            return self.forget(id);
+        }
+        let net = conn.net;
+        let same = self.nets[net].usable() && self.nets[net].epoch == conn.epoch;
+        if !same {
+            return;
+        }
+        match packet {
+            Down::Name => {
+                self.tell(Source::Cloud, 0, Event::DialProgressed { attempt, step: Step::Connecting });
+                self.send(id, Up::Syn);
+            }
+            Down::SynAck => {
+                self.tell(Source::Cloud, 0, Event::DialProgressed { attempt, step: Step::Handshake });
+                self.send(id, Up::Hello);
+            }
+            Down::HelloDone => {
+                if let Some(conn) = self.conns.get_mut(&id) {
+                    conn.phase = Phase::Dialled;
+                }
+                self.tell(Source::Cloud, 0, Event::Dialled { attempt });
+            }
+            Down::Welcome { present, window } => {
+                if let Some(conn) = self.conns.get_mut(&id) {
+                    conn.phase = Phase::Open;
+                    let keep_alive = Duration::from_millis(conn.keep_alive);
+                    self.tell(Source::Cloud, 0, Event::Connected { attempt, present, window, keep_alive });
+                }
+                self.send(id, Up::Subscribe);
+            }
+            Down::Subscribed => {
+                self.tell(Source::Cloud, 0, Event::Heard { attempt });
+                self.tell(Source::Cloud, 0, Event::Settled { attempt });
+            }
+            Down::Acked(seq) => self.tell(Source::Cloud, 0, Event::Acked { attempt, seq: Seq(seq) }),
+            Down::Rejected(seq) => self.tell(Source::Cloud, 0, Event::Rejected { attempt, seq: Seq(seq) }),
+            Down::Pong => self.tell(Source::Cloud, 0, Event::Ponged { attempt }),
+            Down::Command => self.tell(Source::Cloud, 0, Event::Heard { attempt }),
+            Down::End(reason) => self.end_locally(id, reason, true),
+        }
+    }
+
+    /// The adapter's end of a connection ends, and says so.
+    fn end_locally(&mut self, id: u64, reason: Reason, heard: bool) {
+        let Some(conn) = self.conns.get(&id) else { return };
+        let (local, phase) = (conn.local, conn.phase);
+        self.conn_ends(id);
+        if !local {
+            return;
+        }
+        let attempt = Attempt(id);
+        let event = match phase {
+            Phase::Dialling => Event::DialFailed { attempt, reason, heard },
+            Phase::Dialled | Phase::Connecting | Phase::Open => Event::Closed { attempt, reason, heard },
+        };
+        self.tell(Source::Cloud, 0, event);
+    }
+
+    fn conn_ends(&mut self, id: u64) {
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.local = false;
+            conn.up.queue.clear();
+            conn.up.waiting = false;
+        }
+        self.forget(id);
+    }
+
+    fn forget(&mut self, id: u64) {
+        if self.conns.get(&id).is_some_and(|c| !c.local && !c.remote) {
+            self.conns.remove(&id);
+        }
+    }
+
+    /// Every ten seconds: what kernels and brokers do by their own clocks.
+    pub fn sweep(&mut self) {
+        self.after(10_000, What::Sweep);
+        let now = self.now;
+        let ids: Vec<u64> = self.conns.keys().copied().collect();
+        for id in ids {
+            let Some(conn) = self.conns.get(&id) else { continue };
+            let class = self.nets[conn.net].class;
+            let user_timeout = if class == Class::Cell { 320_000 } else { 106_000 };
+            let stuck = conn.up.waiting && now > conn.up.stuck_since + user_timeout;
+            let silent = now > conn.last_up + conn.keep_alive * 3 / 2 + 5_000;
+            if conn.local && stuck {
+                self.end_locally(id, Reason::Reset, false);
+            } else if !conn.local && (stuck || now > conn.born + 7_200_000) {
+                self.conns.remove(&id);
+                if self.broker.current == Some(id) {
+                    self.broker.current = None;
+                }
+            } else if conn.remote && conn.phase == Phase::Open && silent && self.broker.up && !self.broker.frozen {
+                self.remote_ends(id, Reason::ServerShutDown);
+            }
+        }
+        if self.dice.chance(30)
+            && let Some(id) = self.broker.current
+            && self.broker.up
+            && !self.broker.frozen
+        {
+            self.put_down(id, Down::Command);
+        }
+    }
+
+    pub fn broker_dies(&mut self) {
+        self.broker.up = false;
+        self.broker.frozen = false;
+        self.broker.backlog.clear();
+        self.broker.current = None;
+        if !self.broker.keeps_sessions {
+            self.broker.session = false;
+        }
+        self.broker_ends_all();
+    }
+
+    fn broker_ends_all(&mut self) {
+        let ids: Vec<u64> = self.conns.iter().filter(|(_, c)| c.remote).map(|(id, _)| *id).collect();
+        for id in ids {
+            let reason = *self.dice.pick(&[Reason::ServerShutDown, Reason::ServerShutDown, Reason::Reset]);
+            self.remote_ends(id, reason);
+            self.forget(id);
+        }
+    }
+
+    pub fn broker(&mut self, change: Change) {
+        match change {
+            Change::Restart => self.broker.up = true,
+            Change::Thaw => self.thaw(),
+            Change::HostBack => self.broker.host = true,
+            Change::Thief => {
+                if let Some(id) = self.broker.current
+                    && self.broker.up
+                    && !self.broker.frozen
+                {
+                    let v5 = self.conns.get(&id).is_some_and(|c| c.version == Version::V5);
+                    self.remote_ends(id, if v5 { Reason::SessionTakenOver } else { Reason::ServerShutDown });
+                }
+            }
+        }
+        if self.broker.well() {
+            self.broker.healthy_since = self.now;
+        }
+    }
+
+    fn thaw(&mut self) {
+        self.broker.frozen = false;
+        for (id, packet) in std::mem::take(&mut self.broker.backlog) {
+            if self.conns.get(&id).is_some_and(|c| c.remote) {
+                self.serve(id, packet);
+            } else if let Up::Publish(seq) = packet {
+                // Read from a socket that is closed by now: the cloud has it all the same.
+                *self.broker.received.entry(seq).or_insert(0) += 1;
+                self.oracle.owed.remove(&seq);
+            }
+        }
+    }
+
+    pub fn calm_cloud(&mut self) {
+        self.broker.refuse = None;
+        self.broker.slow = 0;
+        self.broker.host = true;
+        self.broker.up = true;
+        if self.broker.frozen {
+            self.thaw();
+        }
+        self.broker.healthy_since = self.now;
+    }
+}

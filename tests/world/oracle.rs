@@ -1,0 +1,722 @@
+//! What must be true after every step, whatever the world does (section 8 of the design).
+//!
+//! The oracle keeps its own small account of what the heart was told and what it asked for, and ends the run at
+//! the first thing that may not be. It never reads the heart's inside, only what `status` shows.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use switchback_control::action::CONNECTIVITY_ACTIONS_MAX;
+use switchback_control::{
+    Action, Command, Event, Failback, Mode, Name, Notice, Reason, Saved, Settings, Stage, status::State,
+};
+
+use super::plan::{Plan, Profile};
+use super::{World, stamp};
+
+/// What the heart was told of a dial, and what it did with it.
+#[derive(Clone, Debug)]
+struct Dialled {
+    interface: Name,
+    born: u64,
+    proved: bool,
+    said_connect: bool,
+    window: usize,
+}
+
+/// What the heart was told of an interface.
+#[derive(Clone, Copy, Debug, Default)]
+struct Told {
+    /// The last moment it was told something that makes it unfit.
+    unfit_at: u64,
+    /// The last failure of a dial or a session through it.
+    failed_at: u64,
+    by_user: bool,
+    asked_by_us: bool,
+    link: Option<bool>,
+    address: Option<bool>,
+    /// The two latest proofs.
+    proofs: [u64; 2],
+}
+
+#[derive(Debug)]
+pub struct Oracle {
+    settings: Settings,
+    profile: Profile,
+    live: BTreeMap<u64, Dialled>,
+    session: Option<u64>,
+    session_since: u64,
+    session_lost: Option<u64>,
+    last_inbound: u64,
+    last_number: u64,
+    in_flight: BTreeSet<u64>,
+    line: u64,
+    line_last: u64,
+    first_sent: u64,
+    pub open_tickets: BTreeMap<u64, (u64, u64)>,
+    numbers: BTreeMap<u64, u64>,
+    unappended: VecDeque<(u64, u64)>,
+    appended: BTreeSet<u64>,
+    acked: BTreeSet<u64>,
+    released: u64,
+    admitted: u64,
+    /// Accepted, and not yet at the cloud.
+    pub owed: BTreeSet<u64>,
+    stored: BTreeSet<u64>,
+    store_works: bool,
+    told: BTreeMap<Name, Told>,
+    /// By the device's name, which interface the kernel means.
+    kernel: BTreeMap<Name, Name>,
+    lost_told: bool,
+    outage_told: bool,
+    dials: VecDeque<u64>,
+    spare_metered: VecDeque<u64>,
+    deadlines: VecDeque<u64>,
+    stalled: (u64, u64),
+    held: bool,
+    via: Option<u64>,
+    commanded: u64,
+    suspicious: u64,
+}
+
+/// Dials in any ten seconds, at most: five a second.
+const DIALS_IN_TEN_SECONDS: usize = 50;
+/// Spares through metered interfaces in any hour, at most: rescues and trials together.
+const METERED_SPARES_AN_HOUR: usize = 40;
+/// Deadlines served in any second, at most: more is a heart that spins.
+const DEADLINES_A_SECOND: usize = 60;
+/// A dial or a spare that is neither session nor gone after this long has been forgotten.
+const FORGOTTEN: u64 = 75_000;
+
+impl Oracle {
+    pub fn new(plan: &Plan) -> Oracle {
+        Oracle {
+            settings: plan.settings.clone(),
+            profile: plan.profile,
+            live: BTreeMap::new(),
+            session: None,
+            session_since: 0,
+            session_lost: None,
+            last_inbound: 0,
+            last_number: 0,
+            in_flight: BTreeSet::new(),
+            line: 0,
+            line_last: 0,
+            first_sent: 0,
+            open_tickets: BTreeMap::new(),
+            numbers: BTreeMap::new(),
+            unappended: VecDeque::new(),
+            appended: BTreeSet::new(),
+            acked: BTreeSet::new(),
+            released: 0,
+            admitted: 0,
+            owed: BTreeSet::new(),
+            stored: BTreeSet::new(),
+            store_works: true,
+            told: BTreeMap::new(),
+            kernel: BTreeMap::new(),
+            lost_told: false,
+            outage_told: false,
+            dials: VecDeque::new(),
+            spare_metered: VecDeque::new(),
+            deadlines: VecDeque::new(),
+            stalled: (0, 0),
+            held: false,
+            via: None,
+            commanded: 0,
+            suspicious: 0,
+        }
+    }
+
+    /// The daemon starts with this value.
+    pub fn started(&mut self, saved: &Saved, released: u64) {
+        self.held = saved.held;
+        self.released = released;
+        self.acked.clear();
+        self.stored.clear();
+    }
+
+    /// Everything in memory is gone; what was promised is not.
+    pub fn crashed(&mut self, now: u64) {
+        self.live.clear();
+        self.session = None;
+        self.session_lost = None;
+        self.in_flight.clear();
+        self.open_tickets.clear();
+        self.numbers.clear();
+        self.unappended.clear();
+        self.appended.clear();
+        self.store_works = true;
+        self.told.clear();
+        self.kernel.clear();
+        self.lost_told = false;
+        self.outage_told = false;
+        self.deadlines.clear();
+        self.via = None;
+        self.stalled = (now, now);
+    }
+
+    pub fn stalled(&mut self, from: u64, until: u64) {
+        self.stalled = if from <= self.stalled.1 { (self.stalled.0, until) } else { (from, until) };
+    }
+
+    fn told(&mut self, name: Name) -> &mut Told {
+        self.told.entry(name).or_default()
+    }
+
+    /// The device whose interface the kernel calls so.
+    fn device_of(&self, kernel: Name) -> Name {
+        self.kernel.iter().find(|(_, k)| **k == kernel).map_or(kernel, |(d, _)| *d)
+    }
+
+    fn recently_stalled(&self, now: u64, span: u64) -> bool {
+        now <= self.stalled.1 + span
+    }
+}
+
+impl World {
+    /// Holds the heart to the invariants after one step.
+    pub fn check(&mut self, event: &Event, actions: &[Action]) {
+        if let Some(what) = self.judge(event, actions) {
+            self.broken(&what);
+        }
+    }
+
+    fn judge(&mut self, event: &Event, actions: &[Action]) -> Option<String> {
+        let now = self.now;
+        self.oracle.hear(now, event);
+        let before = self.oracle.session;
+        let connectivity = actions.iter().filter(|a| !a.is_message()).count();
+        if connectivity > CONNECTIVITY_ACTIONS_MAX {
+            return Some(format!("{connectivity} connectivity actions in one step"));
+        }
+        for action in actions {
+            if let Some(what) = self.judge_action(event, action) {
+                return Some(format!("{action}: {what}"));
+            }
+        }
+        let control = self.control()?;
+        let deadline = control.next_deadline().map(|d| d.as_millis());
+        if deadline.is_some_and(|d| d <= now) {
+            return Some("the next deadline is not in the future".into());
+        }
+        if *event == Event::DeadlineReached {
+            let deadlines = &mut self.oracle.deadlines;
+            deadlines.push_back(now);
+            while deadlines.front().is_some_and(|at| at + 1000 < now) {
+                deadlines.pop_front();
+            }
+            if deadlines.len() > DEADLINES_A_SECOND {
+                return Some("the heart spins".into());
+            }
+        }
+        if let Some(what) = self.oracle.judge_messages(now) {
+            return Some(what);
+        }
+        if connectivity == 0 && crate::story::is_message(event) {
+            return None;
+        }
+        self.judge_connection(before, event, actions, deadline)
+    }
+
+    fn judge_connection(
+        &mut self,
+        before: Option<u64>,
+        event: &Event,
+        actions: &[Action],
+        deadline: Option<u64>,
+    ) -> Option<String> {
+        let now = self.now;
+        let stopped = actions.contains(&Action::Exit);
+        let status = self.control()?.status();
+        let session = status.session.map(|s| s.attempt.0);
+        let resting = matches!(status.state, State::Off | State::Idle);
+        if session != self.oracle.session {
+            return Some(format!("the session is {session:?}, but {:?} was opened", self.oracle.session));
+        }
+        if status.connected != (status.session.is_some_and(|s| s.settled))
+            || status.uplink.is_some() != session.is_some()
+        {
+            return Some("status contradicts itself".into());
+        }
+        let o = &self.oracle;
+        if o.live.len() > 2 {
+            return Some(format!("more than a session and a spare: {:?}", o.live.keys()));
+        }
+        for (attempt, dialled) in &o.live {
+            if session != Some(*attempt) && now > dialled.born + FORGOTTEN && !o.recently_stalled(now, FORGOTTEN) {
+                return Some(format!("#{attempt} was dialled at {} and forgotten", stamp(dialled.born)));
+            }
+        }
+        let wanted = !o.held && o.settings.mode == Mode::Auto && !stopped;
+        if wanted && resting {
+            return Some(format!("a session is wanted and nothing is planned: {:?}", status.state));
+        }
+        if !resting && session.is_none() && deadline.is_none() {
+            return Some("no session, and no deadline".into());
+        }
+        if o.held && o.via.is_none() && session.is_some() && now > o.commanded + 11_000 {
+            return Some("connected although told to stay disconnected".into());
+        }
+        if wanted
+            && !o.lost_told
+            && o.session_lost.is_some_and(|at| now > at + 1_100 && session.is_none() && !o.recently_stalled(now, 1_100))
+        {
+            return Some("the session is lost for more than a second and nobody was told".into());
+        }
+        let grace = o.settings.grace.as_millis() as u64;
+        if wanted
+            && !o.outage_told
+            && o.session_lost.is_some_and(|at| now > at + grace + 1_100)
+            && !o.recently_stalled(now, 1_100)
+        {
+            return Some("the grace is over and nobody was told of the outage".into());
+        }
+        if resting || stopped {
+            self.oracle.lost_told = false;
+            self.oracle.outage_told = false;
+            self.oracle.session_lost = None;
+        }
+        if status.connected {
+            self.summary.online_ms += 0;
+        }
+        self.judge_loss(before, session, event, actions)
+    }
+
+    /// Whether the heart gave up a session that lived.
+    fn judge_loss(
+        &mut self,
+        before: Option<u64>,
+        session: Option<u64>,
+        event: &Event,
+        actions: &[Action],
+    ) -> Option<String> {
+        let now = self.now;
+        let lost = before.filter(|b| session != Some(*b))?;
+        self.summary.moves += 1;
+        let by_us = actions.iter().any(|a| matches!(a, Action::HangUp { attempt, .. } if attempt.0 == lost));
+        let commanded = matches!(event, Event::Asked(_)) || now <= self.oracle.commanded + 12_000;
+        let planned = matches!(event, Event::Connected { .. })
+            || self.oracle.live.values().any(|d| d.said_connect)
+            || self.oracle.settings.mode != Mode::Auto;
+        if !by_us || commanded || planned && session.is_some() {
+            return None;
+        }
+        let conn = self.conns.get(&lost);
+        let net = conn.map(|c| c.net);
+        let dead = net.is_none_or(|n| !self.nets[n].usable())
+            || matches!(event, Event::LinkChanged { up: false, .. } | Event::AddressChanged { present: false, .. })
+            || matches!(event, Event::LinkGone { .. } | Event::DeviceGone { .. } | Event::DeviceSeen { .. });
+        // A 3.1.1 move says goodbye first; it is planned all the same.
+        let moving = actions.iter().any(|a| {
+            matches!(a, Action::HangUp { attempt, goodbye: switchback_control::Goodbye::Moving } if attempt.0 == lost)
+        });
+        if dead || moving {
+            return None;
+        }
+        if now < self.oracle.last_inbound + 500 {
+            return Some(format!("dropped #{lost}, which answered {} ms ago", now - self.oracle.last_inbound));
+        }
+        let net = net?;
+        let path = &self.nets[net].path;
+        let calm_since = path.healthy_since.max(self.broker.healthy_since);
+        let opened = self.oracle.session_since;
+        if calm_since != u64::MAX
+            && now > calm_since + 120_000
+            && now > opened
+            && !self.oracle.recently_stalled(now, 60_000)
+        {
+            return Some(format!("dropped #{lost} on a path that is well since {}", stamp(calm_since)));
+        }
+        None
+    }
+
+    fn judge_action(&mut self, event: &Event, action: &Action) -> Option<String> {
+        let now = self.now;
+        match action {
+            Action::Activate { interface, attempt } => {
+                let told = self.oracle.told(*interface);
+                if told.by_user {
+                    return Some("an operator took it down".into());
+                }
+                told.asked_by_us = true;
+                self.oracle.number(attempt.0)
+            }
+            Action::Deactivate { interface } => {
+                let told = self.oracle.told(*interface);
+                (!std::mem::take(&mut told.asked_by_us)).then(|| "we did not activate it".into())
+            }
+            Action::Dial { interface, attempt, .. } => self.judge_dial(event, *interface, attempt.0),
+            Action::Connect { attempt, .. } => self.judge_connect(attempt.0),
+            Action::HangUp { attempt, .. } => {
+                if self.oracle.session == Some(attempt.0) {
+                    self.oracle.session_ends(now);
+                }
+                let dialled = self.oracle.live.remove(&attempt.0);
+                if let Some(dialled) = &dialled
+                    && !dialled.proved
+                {
+                    // Given up before it proved anything: as good as failed, unless it was not needed any more.
+                    let dead = matches!(event, Event::DeadlineReached);
+                    if dead {
+                        self.oracle.told(dialled.interface).failed_at = now;
+                    }
+                }
+                dialled.is_none().then(|| "it is dead already".into())
+            }
+            Action::Ping { attempt } | Action::Drain { attempt } => {
+                (self.oracle.session != Some(attempt.0)).then(|| "not the session".into())
+            }
+            Action::Answer { request, .. } => {
+                if self.oracle.via == Some(request.0) {
+                    self.oracle.via = None;
+                }
+                match self.people.open.remove(&request.0) {
+                    None => Some("answered twice, or never asked".into()),
+                    Some((_, by)) if now > by && !self.oracle.recently_stalled(now, 2_000) => {
+                        Some(format!("answered {} ms late", now - by))
+                    }
+                    Some(_) => None,
+                }
+            }
+            Action::Notify(notice) => self.oracle.notice(*notice),
+            Action::Save(saved) => {
+                self.oracle.held = saved.held;
+                None
+            }
+            Action::Admit { .. }
+            | Action::Transmit { .. }
+            | Action::Append { .. }
+            | Action::Accept { .. }
+            | Action::Refuse { .. }
+            | Action::Release { .. }
+            | Action::SetAside { .. } => self.judge_message(action),
+            Action::Exit => None,
+        }
+    }
+
+    fn judge_dial(&mut self, event: &Event, interface: Name, attempt: u64) -> Option<String> {
+        let now = self.now;
+        if let Some(what) = self.oracle.number(attempt) {
+            return Some(what);
+        }
+        let o = &mut self.oracle;
+        let told = o.told(interface);
+        if told.link == Some(false) || told.address == Some(false) {
+            return Some("no link or no address there, as was told".into());
+        }
+        o.live.insert(attempt, Dialled { interface, born: now, proved: false, said_connect: false, window: 0 });
+        o.dials.push_back(now);
+        while o.dials.front().is_some_and(|at| at + 10_000 < now) {
+            o.dials.pop_front();
+        }
+        let servers = usize::from(o.settings.servers);
+        if o.dials.len() > DIALS_IN_TEN_SECONDS * servers {
+            return Some(format!("{} dials in ten seconds", o.dials.len()));
+        }
+        let metered = self.control()?.status().uplinks.iter().any(|u| u.interface == interface && u.metered);
+        let o = &mut self.oracle;
+        if metered && o.session.is_some() && !matches!(event, Event::Asked(_)) {
+            o.spare_metered.push_back(now);
+            while o.spare_metered.front().is_some_and(|at| at + 3_600_000 < now) {
+                o.spare_metered.pop_front();
+            }
+            if o.spare_metered.len() > METERED_SPARES_AN_HOUR {
+                return Some(format!("{} spares over metered interfaces in an hour", o.spare_metered.len()));
+            }
+        }
+        None
+    }
+
+    fn judge_connect(&mut self, attempt: u64) -> Option<String> {
+        let now = self.now;
+        let o = &mut self.oracle;
+        let Some(dialled) = o.live.get_mut(&attempt) else { return Some("it is dead already".into()) };
+        if !dialled.proved {
+            return Some("its path has not proved itself".into());
+        }
+        if std::mem::replace(&mut dialled.said_connect, true) {
+            return Some("said twice".into());
+        }
+        let interface = dialled.interface;
+        let session = o.session?;
+        // A planned move: not a rescue, not an operator's wish.
+        let rescue = now >= o.last_inbound + 500;
+        if o.via.is_some() || rescue || now < o.commanded + 12_000 {
+            return None;
+        }
+        let told = *o.told(interface);
+        let hold = o.settings.hold_down.as_millis() as u64;
+        if o.settings.failback != Failback::Auto {
+            return Some("moves back although told not to".into());
+        }
+        if now < told.unfit_at + hold || now < told.failed_at + hold {
+            return Some(format!("moves from #{session} before the hold-down is over"));
+        }
+        if told.proofs[0] + 30_000 < now {
+            return Some("moves after one proof only".into());
+        }
+        None
+    }
+
+    fn judge_message(&mut self, action: &Action) -> Option<String> {
+        let now = self.now;
+        let durable = &self.store.durable;
+        let o = &mut self.oracle;
+        match action {
+            Action::Admit { ticket, seq } => {
+                if seq.0 <= o.admitted {
+                    return Some("the number was used before".into());
+                }
+                o.admitted = seq.0;
+                o.numbers.insert(ticket.0, seq.0);
+                o.unappended.push_back((seq.0, now));
+                (!o.open_tickets.contains_key(&ticket.0)).then(|| "nobody offered it".into())
+            }
+            Action::Transmit { attempt, seq, again } => {
+                if o.session != Some(attempt.0) {
+                    return Some("not the session".into());
+                }
+                if o.line != attempt.0 {
+                    o.line = attempt.0;
+                    o.line_last = 0;
+                }
+                if seq.0 <= o.line_last {
+                    return Some("out of order".into());
+                }
+                o.line_last = seq.0;
+                if !again && seq.0 <= o.first_sent {
+                    return Some("sent before, and not marked so".into());
+                }
+                o.first_sent = o.first_sent.max(seq.0);
+                o.in_flight.insert(seq.0);
+                let window = o.live.get(&attempt.0).map_or(0, |d| d.window);
+                (o.in_flight.len() > window).then(|| format!("{} in flight, {window} allowed", o.in_flight.len()))
+            }
+            Action::Append { seq } => {
+                o.appended.insert(seq.0);
+                (seq.0 > o.admitted).then(|| "never admitted".into())
+            }
+            Action::Accept { ticket } => {
+                let Some(seq) = o.numbers.remove(&ticket.0) else { return Some("nobody waits for it".into()) };
+                o.open_tickets.remove(&ticket.0);
+                if !o.stored.contains(&seq) && !o.acked.contains(&seq) {
+                    return Some("neither durable nor acknowledged".into());
+                }
+                if o.stored.contains(&seq) && !durable.contains(&seq) && seq > o.released && !o.acked.contains(&seq) {
+                    return Some("not durable in truth".into());
+                }
+                if !self.broker.received.contains_key(&seq) {
+                    self.oracle.owed.insert(seq);
+                }
+                None
+            }
+            Action::Refuse { ticket } => {
+                let works = o.store_works;
+                let waiting = o.numbers.len();
+                o.numbers.remove(&ticket.0);
+                let known = o.open_tickets.remove(&ticket.0).is_some();
+                match known {
+                    false => Some("nobody offered it".into()),
+                    true if works && waiting < 8192 => Some("the store works and there is room".into()),
+                    true => None,
+                }
+            }
+            Action::Release { through } => {
+                if through.0 <= o.released || through.0 > o.admitted.max(o.first_sent) {
+                    return Some(format!("released {} already, admitted {}", o.released, o.admitted));
+                }
+                let from = o.released + 1;
+                let missing =
+                    (from..=through.0).find(|seq| !o.acked.contains(seq) && !self.broker.received.contains_key(seq));
+                let not_acked = (from..=through.0).find(|seq| !o.acked.contains(seq));
+                if let Some(seq) = missing.or(not_acked) {
+                    return Some(format!("{seq} was not acknowledged"));
+                }
+                o.released = through.0;
+                o.acked = o.acked.split_off(&(through.0 + 1));
+                o.stored = o.stored.split_off(&(through.0 + 1));
+                None
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Oracle {
+    fn number(&mut self, attempt: u64) -> Option<String> {
+        if attempt <= self.last_number {
+            return Some("the attempt's number was used before".into());
+        }
+        self.last_number = attempt;
+        None
+    }
+
+    fn notice(&mut self, notice: Notice) -> Option<String> {
+        match notice {
+            Notice::Lost { .. } if std::mem::replace(&mut self.lost_told, true) => Some("told twice".into()),
+            Notice::Lost { .. } => None,
+            Notice::Outage { .. } if !self.lost_told => Some("an outage without a loss".into()),
+            Notice::Outage { .. } if std::mem::replace(&mut self.outage_told, true) => Some("told twice".into()),
+            Notice::Outage { .. } => None,
+            Notice::Restored if !self.lost_told => Some("restored what was not lost".into()),
+            Notice::Restored => {
+                self.lost_told = false;
+                self.outage_told = false;
+                self.session.is_none().then(|| "restored without a session".into())
+            }
+        }
+    }
+
+    fn session_ends(&mut self, now: u64) {
+        self.session = None;
+        self.session_lost.get_or_insert(now);
+        self.in_flight.clear();
+    }
+
+    /// Takes down what the heart is told.
+    fn hear(&mut self, now: u64, event: &Event) {
+        match event {
+            Event::LinkChanged { interface, up } => {
+                let name = self.device_of(*interface);
+                let told = self.told(name);
+                told.link = Some(*up);
+                if !*up {
+                    told.unfit_at = now;
+                }
+            }
+            Event::AddressChanged { interface, present } => {
+                let name = self.device_of(*interface);
+                let told = self.told(name);
+                told.address = Some(*present);
+                if !*present {
+                    told.unfit_at = now;
+                }
+            }
+            Event::LinkGone { interface } => {
+                let name = self.device_of(*interface);
+                let told = self.told(name);
+                told.link = Some(false);
+                told.unfit_at = now;
+            }
+            Event::DeviceGone { interface } => {
+                let told = self.told(*interface);
+                *told = Told { unfit_at: now, ..Told::default() };
+            }
+            Event::DeviceSeen { interface, device } => {
+                if let Some(kernel) = device.ip_interface {
+                    self.kernel.insert(*interface, kernel);
+                    // What the kernel had said under its own name is meant for this device.
+                    if let Some(k) = self.told.remove(&kernel) {
+                        let told = self.told(*interface);
+                        told.link = k.link;
+                        told.address = k.address;
+                        told.unfit_at = told.unfit_at.max(k.unfit_at);
+                    }
+                }
+                let told = self.told(*interface);
+                told.by_user = matches!(device.stage, Stage::Disconnected { by_user: true, .. });
+                if told.by_user {
+                    told.asked_by_us = false;
+                }
+                match device.stage {
+                    Stage::Unmanaged | Stage::Activated | Stage::Activating(_) => {}
+                    Stage::Unavailable(_) | Stage::Disconnected { .. } | Stage::Failed(_) => told.unfit_at = now,
+                }
+            }
+            Event::Dialled { attempt } => {
+                if let Some(dialled) = self.live.get_mut(&attempt.0) {
+                    dialled.proved = true;
+                    let name = dialled.interface;
+                    let told = self.told(name);
+                    told.proofs = [told.proofs[1], now];
+                }
+            }
+            Event::DialFailed { attempt, reason, .. } | Event::Closed { attempt, reason, .. } => {
+                if let Some(dialled) = self.live.remove(&attempt.0) {
+                    self.told(dialled.interface).failed_at = now;
+                    if self.session == Some(attempt.0) {
+                        self.session_ends(now);
+                    }
+                    if *reason == Reason::SessionTakenOver {
+                        self.suspicious = now;
+                    }
+                }
+            }
+            Event::Connected { attempt, window, .. } => {
+                if let Some(dialled) = self.live.get_mut(&attempt.0)
+                    && dialled.said_connect
+                {
+                    dialled.window = usize::from((*window).min(self.settings.window).max(1));
+                    if self.session.is_none() {
+                        self.session_lost = None;
+                    }
+                    self.session = Some(attempt.0);
+                    self.session_since = now;
+                    self.last_inbound = now;
+                    self.session_lost = None;
+                    self.in_flight.clear();
+                }
+            }
+            Event::Heard { attempt } | Event::Ponged { attempt } | Event::Settled { attempt } => {
+                if self.session == Some(attempt.0) {
+                    self.last_inbound = now;
+                }
+            }
+            Event::Acked { attempt, seq } | Event::Rejected { attempt, seq } => {
+                if self.session == Some(attempt.0) {
+                    self.last_inbound = now;
+                    self.in_flight.remove(&seq.0);
+                    if seq.0 > self.released {
+                        self.acked.insert(seq.0);
+                    }
+                }
+            }
+            Event::Offered { ticket, .. } => {
+                self.open_tickets.insert(ticket.0, (0, now));
+            }
+            Event::Stored { through } => {
+                let stored: Vec<u64> = self.appended.range(..=through.0).copied().collect();
+                self.appended = self.appended.split_off(&(through.0 + 1));
+                self.stored.extend(stored.into_iter().filter(|s| *s > self.released));
+            }
+            Event::StorageFailed { .. } => {
+                self.store_works = false;
+                self.appended.clear();
+            }
+            Event::StorageHealed => self.store_works = true,
+            Event::Asked(command) => {
+                self.commanded = now;
+                match command {
+                    Command::Connect { via: Some(_), request } => self.via = Some(request.0),
+                    Command::Connect { via: None, .. } | Command::Reconnect { .. } => self.held = false,
+                    Command::Disconnect { .. } => self.held = true,
+                    Command::Flush { .. } | Command::SetList { .. } | Command::Stop => {}
+                }
+            }
+            Event::NetworkManagerChanged { .. }
+            | Event::ActivationRefused { .. }
+            | Event::DialProgressed { .. }
+            | Event::Drained { .. }
+            | Event::DeadlineReached => {}
+        }
+    }
+
+    /// While the store works, no message waits longer for its promise than `late` allows.
+    fn judge_messages(&mut self, now: u64) -> Option<String> {
+        while let Some((seq, _)) = self.unappended.front() {
+            let settled = self.appended.contains(seq)
+                || self.stored.contains(seq)
+                || self.acked.contains(seq)
+                || *seq <= self.released;
+            if !settled {
+                break;
+            }
+            self.unappended.pop_front();
+        }
+        let (seq, at) = self.unappended.front()?;
+        let late = now > at + 1_200 && self.store_works && !self.recently_stalled(now, 1_200);
+        // After the store healed, everything is appended at once.
+        (late && self.profile != Profile::Lossy)
+            .then(|| format!("{seq} waits since {} and is not appended", stamp(*at)))
+    }
+}

@@ -1,0 +1,196 @@
+//! Applications that publish and operators that ask.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use switchback_control::{Command, Event, Request, Ticket};
+
+use super::plan::{self, Profile};
+use super::{Source, What, World};
+
+#[derive(Clone, Copy, Debug)]
+pub enum Change {
+    Mood,
+    Publish(u64),
+    Operator,
+    Connect,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mood {
+    Idle,
+    Slow,
+    Steady,
+    Fast,
+}
+
+#[derive(Debug)]
+pub struct People {
+    tickets: u64,
+    requests: u64,
+    mood: Mood,
+    moods: u64,
+    /// Unanswered: when each was asked, and by when it must be answered.
+    pub open: BTreeMap<u64, (u64, u64)>,
+    /// Whether the operator wants a connection, as he last said.
+    pub off: bool,
+}
+
+impl Default for People {
+    fn default() -> People {
+        People { tickets: 0, requests: 0, mood: Mood::Idle, moods: 0, open: BTreeMap::new(), off: false }
+    }
+}
+
+impl People {
+    /// Whoever waited for a process that is gone has been told so by his socket.
+    pub fn crash(&mut self) {
+        self.open.clear();
+    }
+}
+
+/// An answer to `connect` may take as long as NetworkManager needs, and a round.
+const CONNECT_LIMIT: u64 = 400_000;
+
+impl World {
+    pub fn start_people(&mut self) {
+        self.after(100, What::People(Change::Mood));
+        self.after(60_000, What::People(Change::Operator));
+    }
+
+    pub fn people(&mut self, change: Change) {
+        match change {
+            Change::Mood => self.mood(),
+            Change::Publish(mood) => self.publish(mood),
+            Change::Operator => self.operator(),
+            Change::Connect => {
+                let via = None;
+                let request = self.request(CONNECT_LIMIT);
+                self.people.off = false;
+                self.ask(Command::Connect { request, via });
+            }
+        }
+    }
+
+    fn mood(&mut self) {
+        self.people.moods += 1;
+        let steady = self.plan.profile == Profile::Lossy;
+        self.people.mood = match self.dice.between(0, 99) {
+            _ if steady => Mood::Steady,
+            0..=39 => Mood::Idle,
+            40..=84 => Mood::Slow,
+            85..=96 => Mood::Steady,
+            _ => Mood::Fast,
+        };
+        let length = match self.people.mood {
+            Mood::Idle => self.dice.spread(60_000, 3_600_000),
+            Mood::Slow => self.dice.spread(60_000, 3_600_000),
+            Mood::Steady if steady => 60_000,
+            Mood::Steady => self.dice.spread(20_000, 300_000),
+            Mood::Fast => self.dice.spread(1_000, 20_000),
+        };
+        let number = self.people.moods;
+        self.after(length, What::People(Change::Mood));
+        if self.people.mood != Mood::Idle {
+            self.after(1, What::People(Change::Publish(number)));
+        }
+    }
+
+    fn publish(&mut self, mood: u64) {
+        if mood != self.people.moods {
+            return;
+        }
+        let (next, count) = match self.people.mood {
+            Mood::Idle => return,
+            Mood::Slow => (self.dice.spread(5_000, 60_000), 1),
+            Mood::Steady => (500, 1),
+            Mood::Fast => (self.dice.between(5, 500), self.dice.between(1, 10)),
+        };
+        for _ in 0..count {
+            self.offer();
+        }
+        self.after(next, What::People(Change::Publish(mood)));
+    }
+
+    fn offer(&mut self) {
+        if !self.running() {
+            return;
+        }
+        self.people.tickets += 1;
+        let event = Event::Offered { ticket: Ticket(self.people.tickets), size: self.dice.spread(20, 4000) as u32 };
+        self.tell(Source::Local, 0, event);
+    }
+
+    fn request(&mut self, limit: u64) -> Request {
+        self.people.requests += 1;
+        let request = self.people.requests;
+        if self.running() {
+            self.people.open.insert(request, (self.now, self.now + limit));
+        }
+        Request(request)
+    }
+
+    pub fn ask(&mut self, command: Command) {
+        self.tell(Source::Local, 0, Event::Asked(command));
+    }
+
+    fn operator(&mut self) {
+        if self.calm {
+            return;
+        }
+        let every = match self.plan.profile {
+            Profile::Lossy | Profile::Cloud => return,
+            Profile::Mixed | Profile::Paths | Profile::Flapping | Profile::Store => 900_000,
+        };
+        let next = self.dice.spread(5_000, every * 2);
+        self.after(next, What::People(Change::Operator));
+        if !self.running() {
+            return;
+        }
+        match self.dice.between(0, 99) {
+            0..=19 => {
+                let list = plan::list(&mut self.dice);
+                self.ask(Command::SetList { list });
+            }
+            20..=34 => {
+                let request = self.request(CONNECT_LIMIT);
+                self.people.off = false;
+                self.ask(Command::Connect { request, via: None });
+            }
+            35..=49 => {
+                let net = self.dice.between(0, self.nets.len() as u64 - 1) as usize;
+                let via = Some(self.nets[net].spoken());
+                let request = self.request(CONNECT_LIMIT);
+                self.ask(Command::Connect { request, via });
+            }
+            50..=64 => {
+                let limit = self.dice.spread(50, 30_000);
+                let request = self.request(limit + 1_000);
+                self.ask(Command::Flush { request, limit: Duration::from_millis(limit) });
+            }
+            65..=79 => {
+                let request = self.request(CONNECT_LIMIT);
+                self.people.off = false;
+                self.ask(Command::Reconnect { request });
+            }
+            80..=94 => {
+                let force = self.dice.chance(300);
+                let request = self.request(11_000);
+                self.people.off = true;
+                self.ask(Command::Disconnect { request, force });
+                let back = self.dice.spread(100, 600_000);
+                self.after(back, What::People(Change::Connect));
+            }
+            _ => self.ask(Command::Stop),
+        }
+    }
+
+    pub fn account_people(&self) {
+        if let Some((request, _)) = self.people.open.first_key_value() {
+            self.broken(&format!("request {request} was never answered"));
+        }
+        if let Some(ticket) = self.oracle.open_tickets.keys().next() {
+            self.broken(&format!("offer {ticket} was never answered"));
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What kind of world a seed is: how long, how rough, with which settings and interfaces.
+
+use std::time::Duration;
+
+use switchback_control::{Class, Failback, Mode, Selector, Settings, Standby};
+
+use super::{Dice, name};
+
+/// Which faults there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// Everything.
+    Mixed,
+    /// Healthy links; only the cloud fails.
+    Cloud,
+    /// Only links and paths fail.
+    Paths,
+    /// Carrier toggles quickly.
+    Flapping,
+    /// The store and the process fail, the rest is well.
+    Store,
+    /// Steady traffic over a lossy path, nothing else.
+    Lossy,
+}
+
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub profile: Profile,
+    pub rough_ms: u64,
+    pub calm_ms: u64,
+    pub settings: Settings,
+    /// Device name, IP interface where it differs, class.
+    pub interfaces: Vec<(&'static str, Option<&'static str>, Class)>,
+    pub faults_per_hour: u64,
+}
+
+const HOUR: u64 = 3_600_000;
+/// A little more than the longest wait of the heart (an hour), so that calm ends every wait.
+pub const CALM: u64 = HOUR + 10 * 60_000;
+
+impl Plan {
+    pub fn of(seed: u64, rough_hours: u64) -> Plan {
+        let mut dice = Dice::new(seed ^ 0x706c_616e);
+        let profile = match dice.between(0, 99) {
+            0..=54 => Profile::Mixed,
+            55..=69 => Profile::Cloud,
+            70..=79 => Profile::Paths,
+            80..=86 => Profile::Flapping,
+            87..=95 => Profile::Store,
+            _ => Profile::Lossy,
+        };
+        let faults_per_hour = match profile {
+            Profile::Mixed => dice.between(25, 120),
+            Profile::Cloud => dice.between(24, 40),
+            Profile::Paths => dice.between(24, 80),
+            Profile::Flapping => dice.between(60, 200),
+            Profile::Store => dice.between(40, 80),
+            Profile::Lossy => 24,
+        };
+        Plan {
+            seed,
+            profile,
+            rough_ms: rough_hours * HOUR,
+            calm_ms: CALM,
+            interfaces: interfaces(&mut dice),
+            settings: settings(&mut dice, profile),
+            faults_per_hour,
+        }
+    }
+}
+
+fn interfaces(dice: &mut Dice) -> Vec<(&'static str, Option<&'static str>, Class)> {
+    let all = [
+        ("eth0", None, Class::Ethernet),
+        ("wlan0", None, Class::Wifi),
+        ("cdc-wdm0", Some("wwan0"), Class::Cell),
+        ("eth1", None, Class::Ethernet),
+        ("usb0", None, Class::Cell),
+        ("wlan1", None, Class::Wifi),
+    ];
+    let mut chosen: Vec<_> = all.into_iter().filter(|_| dice.chance(550)).collect();
+    if chosen.is_empty() {
+        chosen.push(*dice.pick(&all));
+    }
+    chosen.truncate(5);
+    chosen
+}
+
+fn settings(dice: &mut Dice, profile: Profile) -> Settings {
+    let mut s = Settings::default();
+    let secs = Duration::from_secs;
+    if dice.chance(400) {
+        s.order = list(dice);
+    }
+    s.hold_down = secs(*dice.pick(&[5, 30, 30, 30, 60, 120]));
+    s.grace = secs(*dice.pick(&[10, 60, 60]));
+    s.failback = *dice.pick(&[Failback::Auto, Failback::Auto, Failback::Auto, Failback::Auto, Failback::Manual]);
+    s.servers = *dice.pick(&[1, 1, 1, 2, 3]);
+    s.fleet_size = *dice.pick(&[1, 1, 1, 1000]);
+    s.window = *dice.pick(&[256, 256, 20, 1]);
+    s.late = *dice.pick(&[None, None, Some(Duration::from_millis(300)), Some(secs(1))]);
+    for uplink in &mut s.classes {
+        if dice.chance(150) {
+            uplink.standby = Standby::Off;
+        }
+    }
+    if profile == Profile::Mixed && dice.chance(150) {
+        s.mode = *dice.pick(&[Mode::Manual, Mode::OnDemand { linger: secs(30) }]);
+    }
+    s
+}
+
+/// A failover list as an operator might write one.
+pub fn list(dice: &mut Dice) -> Vec<Selector> {
+    let words: [Selector; 8] = [
+        Selector::Class(Class::Ethernet),
+        Selector::Class(Class::Wifi),
+        Selector::Class(Class::Cell),
+        Selector::Name(name("eth0")),
+        Selector::Name(name("wlan0")),
+        Selector::Name(name("wwan0")),
+        Selector::Name(name("eth7")),
+        Selector::Name(name("eth1")),
+    ];
+    let mut list = Vec::new();
+    for _ in 0..dice.between(0, 4) {
+        let word = *dice.pick(&words);
+        if !list.contains(&word) {
+            list.push(word);
+        }
+    }
+    list
+}
