@@ -288,7 +288,7 @@ impl Failover {
         match command {
             Command::Connect { request, via } => self.connect(g, *request, *via),
             Command::Reconnect { request } => {
-                self.intent = Intent::On;
+                self.end_hold(g);
                 self.told = true;
                 self.enqueue(g, *request);
                 if let Walk::Serving(serving) = &self.walk {
@@ -317,10 +317,13 @@ impl Failover {
     }
 
     fn connect(&mut self, g: &mut Ground, request: Request, via: Option<Name>) {
-        if self.intent != Intent::On && via.is_none() {
-            self.intent = Intent::On;
-            self.saved.held = false;
-            g.turn.ask(Action::Save(self.saved.clone()));
+        let stays = match &mut self.walk {
+            // Whoever disconnects and connects again while it still flushes stays connected.
+            Walk::Serving(serving) => serving.answer_leaving(g.turn, Outcome::Failed(Reason::User)),
+            Walk::Resting | Walk::Waiting { .. } | Walk::Trying { .. } => false,
+        };
+        if stays || via.is_none() {
+            self.end_hold(g);
         }
         self.told = true;
         match (via.map(|name| g.interfaces.find(name).ok_or(())), &mut self.walk) {
@@ -339,6 +342,14 @@ impl Failover {
                 self.enqueue(g, request);
                 self.cut_short(g.turn.now);
             }
+        }
+    }
+
+    /// Told to connect: what `disconnect` ordered is over.
+    fn end_hold(&mut self, g: &mut Ground) {
+        self.intent = Intent::On;
+        if core::mem::take(&mut self.saved.held) {
+            g.turn.ask(Action::Save(self.saved.clone()));
         }
     }
 
@@ -374,6 +385,8 @@ impl Failover {
             && !force
             && !g.flow.empty
         {
+            // What can be flushed goes out over this session; nothing else is begun.
+            serving.drop_spare(g, Reason::User);
             return serving.leave(g.turn, request);
         }
         self.intent = Intent::Off;
@@ -676,6 +689,8 @@ impl Failover {
         g.outages.ended(g.turn);
         g.line = Some(Line::Open { attempt: candidate.attempt, window });
         if let Some(request) = via {
+            // The operator wanted this connection: it is held as one that `connect` asked for.
+            self.end_hold(g);
             g.turn.ask(Action::Answer { request, outcome: Outcome::Done });
         }
         Walk::Serving(Box::new(Serving::open(g, candidate, version, present, keep_alive, via.is_some())))
