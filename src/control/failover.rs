@@ -222,6 +222,10 @@ impl Failover {
             Walk::Trying { candidate, round } => self.trying(g, candidate, round),
             Walk::Serving(serving) => self.serving(g, serving),
         };
+        if matches!(self.walk, Walk::Resting) {
+            // Nobody waits for a session: what was missed is no outage any more.
+            g.outages.dropped();
+        }
     }
 
     /// When the walk next has something to do.
@@ -411,9 +415,6 @@ impl Failover {
                 g.line = Some(Line::Shut);
             }
         }
-        if goodbye == Goodbye::Offline {
-            g.outages.dropped();
-        }
         self.since = g.turn.now;
     }
 
@@ -598,7 +599,9 @@ impl Failover {
     fn candidate_failed(&mut self, g: &mut Ground, candidate: Candidate, mut round: Round, reason: Reason) -> Walk {
         let now = g.turn.now;
         g.reach.bad(now, candidate.interface, reason);
-        g.outages.began(g.turn, self.started, reason, false);
+        if self.wants(g) {
+            g.outages.began(g.turn, self.started, reason, false);
+        }
         g.outages.failed(reason);
         round.note(reason);
         // A server that knows only 3.1.1 says so, or hangs up without a word (R-CL: fallback).
@@ -702,7 +705,6 @@ impl Failover {
         self.since = now;
         self.told = !matches!(g.turn.settings.mode, Mode::Manual);
         if !self.wants(g) {
-            g.outages.dropped();
             return Walk::Resting;
         }
         self.next = match reason.blame() {

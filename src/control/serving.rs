@@ -191,8 +191,10 @@ impl Failover {
     /// The better interface that is next to be tried, and from when on.
     pub fn failback_target(&self, view: &View, serving: &Serving) -> Option<(Name, Instant)> {
         let hold_down = view.settings.hold_down;
+        // An operator who asked for this interface has it for a while.
+        let visited = if serving.via { serving.session.opened } else { Instant::default() };
         let trusted = |name: Name| {
-            let since = view.interfaces.ready_since(name)?;
+            let since = view.interfaces.ready_since(name)?.max(visited);
             let metered = view.interfaces.metered(name, view.settings);
             Some((name, view.reach.trusted_from(name, since, hold_down, metered)))
         };
