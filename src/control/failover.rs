@@ -640,7 +640,7 @@ impl Failover {
     /// The server refuses: whether it is time to see if it refuses over other paths as well. A firewall that
     /// refuses in its name looks the same.
     fn other_paths_due(&mut self, now: Instant) -> bool {
-        let long_enough = self.backoff.since().is_some_and(|since| now.since(since) >= QUICK_PHASE);
+        let long_enough = self.backoff.server_since().is_some_and(|since| now.since(since) >= QUICK_PHASE);
         let due = long_enough && self.last_full.is_none_or(|at| now >= at + FULL_WALK_SERVER);
         if due {
             self.last_full = Some(now);
