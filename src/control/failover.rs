@@ -553,7 +553,11 @@ impl Failover {
             g.turn.ask(Action::HangUp { attempt: own, goodbye: Goodbye::Abort });
             return self.candidate_failed(g, candidate, round, reason);
         }
-        if round.via.is_none() && !self.wants(g) {
+        let ended = match *g.event {
+            Event::DialFailed { attempt, .. } | Event::Closed { attempt, .. } => attempt == own,
+            _ => false,
+        };
+        if round.via.is_none() && !ended && !self.wants(g) {
             g.turn.ask(Action::HangUp { attempt: own, goodbye: Goodbye::Abort });
             return Walk::Resting;
         }

@@ -229,6 +229,13 @@ impl Failover {
             }
             _ => {}
         }
+        if matches!(
+            g.event,
+            Event::Dialled { .. } | Event::DialFailed { .. } | Event::Connected { .. } | Event::Closed { .. }
+        ) {
+            // News of the spare are taken in first; the session's own clock can wait a moment.
+            return None;
+        }
         match session.due(now) {
             Due::Nothing => None,
             Due::Ping => {
