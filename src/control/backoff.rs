@@ -45,26 +45,36 @@ impl Dice {
 }
 
 /// What the waits have come to.
+///
+/// Each kind of cause has its own count: an hour without a network must not make the first refusal wait an hour.
 #[derive(Debug, Default)]
 pub struct Backoff {
-    failures: u32,
-    /// The first failure since the last good session.
-    since: Option<Instant>,
+    path: u32,
+    server: u32,
+    slow: u32,
+    /// The server's first failure since the last good session, or since another kind of failure.
+    server_since: Option<Instant>,
 }
 
 impl Backoff {
     /// A round failed for `reason`: how long to wait.
     pub fn next(&mut self, now: Instant, reason: Reason, settings: &Settings, dice: &mut Dice) -> Duration {
-        let since = *self.since.get_or_insert(now);
-        let (first, longest) = match reason.blame() {
-            Blame::Server if settings.fleet_size == 1 && now.since(since) < QUICK_PHASE => return QUICK_RETRY,
-            Blame::Server => (FIRST, LONGEST_SERVER),
-            Blame::Path | Blame::Ours => (FIRST, LONGEST_PATH),
-            Blame::Credentials => (FIRST_CREDENTIALS, LONGEST_SLOW),
-            Blame::Identity => (FIRST_IDENTITY, LONGEST_SLOW),
+        let since = match reason.blame() {
+            Blame::Server => *self.server_since.get_or_insert(now),
+            Blame::Path | Blame::Ours | Blame::Credentials | Blame::Identity => {
+                self.server_since = None;
+                now
+            }
         };
-        let ceiling = longest.min(first.saturating_mul(1 << self.failures.min(16)));
-        self.failures = self.failures.saturating_add(1);
+        let (count, first, longest) = match reason.blame() {
+            Blame::Server if settings.fleet_size == 1 && now.since(since) < QUICK_PHASE => return QUICK_RETRY,
+            Blame::Server => (&mut self.server, FIRST, LONGEST_SERVER),
+            Blame::Path | Blame::Ours => (&mut self.path, FIRST, LONGEST_PATH),
+            Blame::Credentials => (&mut self.slow, FIRST_CREDENTIALS, LONGEST_SLOW),
+            Blame::Identity => (&mut self.slow, FIRST_IDENTITY, LONGEST_SLOW),
+        };
+        let ceiling = longest.min(first.saturating_mul(1 << (*count).min(16)));
+        *count = count.saturating_add(1);
         match reason.blame() {
             // Slow retries keep their whole distance: the point is to be slow, not to be spread.
             Blame::Credentials | Blame::Identity => ceiling,
@@ -79,8 +89,8 @@ impl Backoff {
         *self = Backoff::default();
     }
 
-    /// When the failures began, if there were any since the last good session.
-    pub fn since(&self) -> Option<Instant> {
-        self.since
+    /// Since when the server has refused, and nothing else has happened.
+    pub fn server_since(&self) -> Option<Instant> {
+        self.server_since
     }
 }

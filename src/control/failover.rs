@@ -224,6 +224,10 @@ impl Failover {
             Walk::Trying { candidate, round } => self.trying(g, candidate, round),
             Walk::Serving(serving) => self.serving(g, serving),
         };
+        if matches!(self.walk, Walk::Resting) {
+            // Nobody waits for a session: what was missed is no outage any more.
+            g.outages.dropped();
+        }
     }
 
     /// When the walk next has something to do.
@@ -290,7 +294,7 @@ impl Failover {
         match command {
             Command::Connect { request, via } => self.connect(g, *request, *via),
             Command::Reconnect { request } => {
-                self.intent = Intent::On;
+                self.end_hold(g);
                 self.told = true;
                 self.enqueue(g, *request);
                 if let Walk::Serving(serving) = &self.walk {
@@ -319,10 +323,13 @@ impl Failover {
     }
 
     fn connect(&mut self, g: &mut Ground, request: Request, via: Option<Name>) {
-        if self.intent != Intent::On && via.is_none() {
-            self.intent = Intent::On;
-            self.saved.held = false;
-            g.turn.ask(Action::Save(self.saved.clone()));
+        let stays = match &mut self.walk {
+            // Whoever disconnects and connects again while it still flushes stays connected.
+            Walk::Serving(serving) => serving.answer_leaving(g.turn, Outcome::Failed(Reason::User)),
+            Walk::Resting | Walk::Waiting { .. } | Walk::Trying { .. } => false,
+        };
+        if stays || via.is_none() {
+            self.end_hold(g);
         }
         self.told = true;
         match (via.map(|name| g.interfaces.find(name).ok_or(())), &mut self.walk) {
@@ -341,6 +348,14 @@ impl Failover {
                 self.enqueue(g, request);
                 self.cut_short(g.turn.now);
             }
+        }
+    }
+
+    /// Told to connect: what `disconnect` ordered is over.
+    fn end_hold(&mut self, g: &mut Ground) {
+        self.intent = Intent::On;
+        if core::mem::take(&mut self.saved.held) {
+            g.turn.ask(Action::Save(self.saved.clone()));
         }
     }
 
@@ -376,6 +391,8 @@ impl Failover {
             && !force
             && !g.flow.empty
         {
+            // What can be flushed goes out over this session; nothing else is begun.
+            serving.drop_spare(g, Reason::User);
             return serving.leave(g.turn, request);
         }
         self.intent = Intent::Off;
@@ -399,9 +416,6 @@ impl Failover {
                 serving.answer_leaving(g.turn, Outcome::Done);
                 g.line = Some(Line::Shut);
             }
-        }
-        if goodbye == Goodbye::Offline {
-            g.outages.dropped();
         }
         self.since = g.turn.now;
     }
@@ -545,7 +559,11 @@ impl Failover {
             g.turn.ask(Action::HangUp { attempt: own, goodbye: Goodbye::Abort });
             return self.candidate_failed(g, candidate, round, reason);
         }
-        if round.via.is_none() && !self.wants(g) {
+        let ended = match *g.event {
+            Event::DialFailed { attempt, .. } | Event::Closed { attempt, .. } => attempt == own,
+            _ => false,
+        };
+        if round.via.is_none() && !ended && !self.wants(g) {
             g.turn.ask(Action::HangUp { attempt: own, goodbye: Goodbye::Abort });
             return Walk::Resting;
         }
@@ -591,7 +609,9 @@ impl Failover {
     fn candidate_failed(&mut self, g: &mut Ground, candidate: Candidate, mut round: Round, reason: Reason) -> Walk {
         let now = g.turn.now;
         g.reach.bad(now, candidate.interface, reason);
-        g.outages.began(g.turn, self.started, reason, false);
+        if self.wants(g) {
+            g.outages.began(g.turn, self.started, reason, false);
+        }
         g.outages.failed(reason);
         round.note(reason);
         // A server that knows only 3.1.1 says so, or hangs up without a word (R-CL: fallback).
@@ -630,7 +650,7 @@ impl Failover {
     /// The server refuses: whether it is time to see if it refuses over other paths as well. A firewall that
     /// refuses in its name looks the same.
     fn other_paths_due(&mut self, now: Instant) -> bool {
-        let long_enough = self.backoff.since().is_some_and(|since| now.since(since) >= QUICK_PHASE);
+        let long_enough = self.backoff.server_since().is_some_and(|since| now.since(since) >= QUICK_PHASE);
         let due = long_enough && self.last_full.is_none_or(|at| now >= at + FULL_WALK_SERVER);
         if due {
             self.last_full = Some(now);
@@ -682,6 +702,8 @@ impl Failover {
         g.outages.ended(g.turn);
         g.line = Some(Line::Open { attempt: candidate.attempt, window });
         if let Some(request) = via {
+            // The operator wanted this connection: it is held as one that `connect` asked for.
+            self.end_hold(g);
             g.turn.ask(Action::Answer { request, outcome: Outcome::Done });
         }
         Walk::Serving(Box::new(Serving::open(g, candidate, version, present, keep_alive, via.is_some())))
@@ -693,7 +715,6 @@ impl Failover {
         self.since = now;
         self.told = !matches!(g.turn.settings.mode, Mode::Manual);
         if !self.wants(g) {
-            g.outages.dropped();
             return Walk::Resting;
         }
         self.next = match reason.blame() {

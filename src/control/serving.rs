@@ -94,10 +94,13 @@ impl Serving {
     }
 
     /// Tells the operator who asked to disconnect.
-    pub fn answer_leaving(&mut self, turn: &mut Turn, outcome: Outcome) {
-        if let Some(leaving) = self.leaving.take() {
+    /// Says whether there was one.
+    pub fn answer_leaving(&mut self, turn: &mut Turn, outcome: Outcome) -> bool {
+        let leaving = self.leaving.take();
+        if let Some(leaving) = leaving {
             turn.ask(Action::Answer { request: leaving.request, outcome });
         }
+        leaving.is_some()
     }
 
     /// Ends the spare, if there is one.
@@ -188,8 +191,10 @@ impl Failover {
     /// The better interface that is next to be tried, and from when on.
     pub fn failback_target(&self, view: &View, serving: &Serving) -> Option<(Name, Instant)> {
         let hold_down = view.settings.hold_down;
+        // An operator who asked for this interface has it for a while.
+        let visited = if serving.via { serving.session.opened } else { Instant::default() };
         let trusted = |name: Name| {
-            let since = view.interfaces.ready_since(name)?;
+            let since = view.interfaces.ready_since(name)?.max(visited);
             let metered = view.interfaces.metered(name, view.settings);
             Some((name, view.reach.trusted_from(name, since, hold_down, metered)))
         };
@@ -224,6 +229,13 @@ impl Failover {
             }
             _ => {}
         }
+        if matches!(
+            g.event,
+            Event::Dialled { .. } | Event::DialFailed { .. } | Event::Connected { .. } | Event::Closed { .. }
+        ) {
+            // News of the spare are taken in first; the session's own clock can wait a moment.
+            return None;
+        }
         match session.due(now) {
             Due::Nothing => None,
             Due::Ping => {
@@ -252,9 +264,13 @@ impl Failover {
         let usable = reason.blame() != Blame::Identity || taken_by_us;
         let candidate = if usable { serving.candidate_of(g, &spare) } else { None };
         let spare_lives = candidate.as_ref().is_some_and(|(c, _)| g.interfaces.dead(c.interface).is_none());
-        g.outages.began(g.turn, serving.session.last_inbound, reason, spare_lives);
         g.line = Some(Line::Shut);
-        serving.answer_leaving(g.turn, Outcome::Failed(reason));
+        if serving.answer_leaving(g.turn, Outcome::Done) {
+            // It was to be closed anyway; what was not flushed is kept.
+            self.intent = Intent::Off;
+        } else {
+            g.outages.began(g.turn, serving.session.last_inbound, reason, spare_lives);
+        }
         match candidate {
             Some((candidate, via)) if spare_lives && self.wants(g) => self.carry_on(g, spare, candidate, via),
             Some(_) | None => {
@@ -291,15 +307,7 @@ impl Failover {
         if let Spare::Moving { purpose: Purpose::Failback { .. }, .. } = spare {
             g.reach.returned(g.turn.now, candidate.interface);
         }
-        let leaving = serving.leaving.take();
-        let walk = self.connected(g, &candidate, via, present, window, keep_alive);
-        Some(match walk {
-            Walk::Serving(mut next) => {
-                next.leaving = leaving;
-                Walk::Serving(next)
-            }
-            other => other,
-        })
+        Some(self.connected(g, &candidate, via, present, window, keep_alive))
     }
 
     /// What a good session settles: the waiting operators, the last good interface, the back-off.
@@ -445,6 +453,9 @@ impl Failover {
     /// Silence while an answer is owed.
     fn suspicion(&mut self, g: &mut Ground, serving: &mut Serving) -> Option<Walk> {
         let now = g.turn.now;
+        if serving.leaving.is_some() {
+            return None;
+        }
         match serving.session.silence(now, g.flow.oldest_sent) {
             Silence::Innocent => {
                 if core::mem::take(&mut serving.suspected) {

@@ -109,6 +109,7 @@ impl World {
             let loss = *self.dice.pick(&[10, 20, 50, 50]);
             for net in &mut self.nets {
                 net.path.loss = loss;
+                net.path.healthy_since = u64::MAX;
             }
         }
         self.next_fault();

@@ -249,7 +249,7 @@ impl World {
             return;
         }
         let Stage::Activating(step) = net.stage else { return };
-        let (signal, dhcp_dead, class) = (net.signal, net.dhcp_dead, net.class);
+        let (signal, dhcp_dead) = (net.signal, net.dhcp_dead);
         let unlucky = !self.calm && self.dice.chance(40);
         match step {
             Step::Registering if !signal || unlucky => self.activation_failed(index, Reason::NoRegistration),
@@ -263,9 +263,7 @@ impl World {
             }
             _ if dhcp_dead || !signal => self.activation_failed(index, Reason::NoAddress),
             _ => {
-                if class == Class::Ethernet {
-                    self.set_link(index, true);
-                }
+                self.set_link(index, true);
                 self.set_address(index, true);
                 self.set_stage(index, Stage::Activated);
             }

@@ -128,10 +128,11 @@ impl Oracle {
     }
 
     /// The daemon starts with this value.
-    pub fn started(&mut self, saved: &Saved, released: u64) {
+    /// Numbers that were given away and never stored are gone, and nobody was promised anything.
+    pub fn started(&mut self, saved: &Saved, released: u64, durable: &BTreeSet<u64>) {
         self.held = saved.held;
         self.released = released;
-        self.acked.clear();
+        self.acked = (released + 1..=self.admitted).filter(|seq| !durable.contains(seq)).collect();
         self.stored.clear();
     }
 
