@@ -4,6 +4,8 @@
 //! Pure text: knows no rule table, no client and no version. A filter that is not valid matches whatever its
 //! characters say; who takes one from outside asks `valid_filter` first.
 
+use crate::config::PublishRule;
+
 /// Longest topic or filter in bytes: a length on the wire is two bytes.
 pub const TOPIC_MAX: usize = 65_535;
 
@@ -82,6 +84,30 @@ pub fn mapped(to: &str, filter: &str, topic: &str) -> String {
     }
     out.push_str(left);
     out
+}
+
+/// Where a local message goes in the cloud.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Way {
+    Up {
+        topic: String,
+        qos: u8,
+    },
+    /// No rule matches: only local subscribers get it.
+    Local,
+    /// A rule makes a topic of it that no server takes, or it is one of the server's own (`$…`).
+    Impossible,
+}
+
+/// Asks the `[[publish]]` rules: the first match wins, and without any rule everything goes up unchanged.
+pub fn way_up(rules: &[PublishRule], topic: &str) -> Way {
+    let rule = rules.iter().find(|rule| matches(&rule.topic, topic));
+    let (up, qos) = match rule {
+        Some(rule) => (mapped(&rule.to, &rule.topic, topic), rule.qos),
+        None if rules.is_empty() => (topic.to_owned(), 1),
+        None => return Way::Local,
+    };
+    if !valid_topic(&up) || topic.starts_with('$') { Way::Impossible } else { Way::Up { topic: up, qos } }
 }
 
 #[cfg(test)]

@@ -70,9 +70,11 @@ pub enum Action {
         attempt: Attempt,
     },
     /// Send CONNECT on a dialled connection and speak MQTT on it from now on.
+    /// The keep alive is the uplink's own (R-LV-3); the server may answer with another.
     Connect {
         attempt: Attempt,
         version: Version,
+        keep_alive: Duration,
     },
     /// End a dial or a connection. Its number is dead: nothing of it is reported any more.
     HangUp {
@@ -183,7 +185,9 @@ impl fmt::Display for Action {
             Action::Activate { interface, attempt } => write!(f, "activate {interface} {attempt}"),
             Action::Deactivate { interface } => write!(f, "deactivate {interface}"),
             Action::Dial { interface, server, attempt } => write!(f, "dial {interface} server {server} {attempt}"),
-            Action::Connect { attempt, version } => write!(f, "connect {attempt} {version}"),
+            Action::Connect { attempt, version, keep_alive } => {
+                write!(f, "connect {attempt} mqtt {version} keep-alive {}s", keep_alive.as_secs())
+            }
             Action::HangUp { attempt, goodbye } => write!(
                 f,
                 "hang up {attempt} {}",

@@ -1,6 +1,17 @@
 //! The heart of switchback: decides, never touches.
 //!
-//! See the individual modules; `step` is added as the stairs are built.
+//! It is told what happened and what time it is, and answers with one ordered list of things to do. It cannot fail:
+//! a failure outside is a fact that comes in. It never looks at the world: this crate has no dependency and no
+//! `std`, so there is no clock, socket, file, thread or random order to be had.
+//!
+//! **The staircase.** An event enters at the top and goes down once, never up:
+//!
+//! ```text
+//! interfaces ─► activation ─► failover (serving, spare, session inside) ─► delivery ─► flush ─► outage
+//! ```
+//!
+//! Each stair sees the event and what the stairs above concluded, keeps its own state, and writes actions on the
+//! list. No stair calls another; `Control::step` does the calling.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -15,6 +26,20 @@ pub mod settings;
 pub mod status;
 pub mod time;
 
+mod activation;
+mod backoff;
+mod delivery;
+mod failover;
+mod flush;
+mod interfaces;
+mod outage;
+mod reachability;
+mod round;
+mod serving;
+mod session;
+mod spare;
+mod turn;
+
 pub use action::{Action, Goodbye, Notice, Outcome, Saved};
 pub use event::{Attempt, Command, Device, Event, Request, Seq, Stage, Step, Ticket, Version};
 pub use name::{Class, Name, NotAName, Selector};
@@ -22,3 +47,210 @@ pub use reason::{Blame, Reason};
 pub use settings::{Failback, Mode, Settings, Standby, Start, Uplink};
 pub use status::Status;
 pub use time::Instant;
+
+use alloc::vec::Vec;
+use core::ops::RangeInclusive;
+use core::time::Duration;
+
+use activation::Activation;
+use backoff::Dice;
+use delivery::Delivery;
+use failover::{Failover, Flow, Ground, Intent, Line, View, Walk};
+use flush::Flushes;
+use interfaces::{Interfaces, Readiness};
+use outage::Outages;
+use reachability::Reachability;
+use turn::Turn;
+
+/// What the store found at the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unreleased {
+    /// Numbers of unreleased messages, in ascending runs.
+    pub runs: Vec<RangeInclusive<u64>>,
+    /// The highest number ever used.
+    pub highest: u64,
+}
+
+/// The heart.
+#[derive(Debug)]
+pub struct Control {
+    settings: Settings,
+    dice: Dice,
+    numbers: u64,
+    now: Instant,
+    /// The deadline last asked for.
+    scheduled: Option<Instant>,
+    interfaces: Interfaces,
+    activation: Activation,
+    reachability: Reachability,
+    failover: Failover,
+    delivery: Delivery,
+    flushes: Flushes,
+    outages: Outages,
+}
+
+impl Control {
+    /// Starts from what survived. `seed` spreads waits and is no secret; attempt numbers begin after
+    /// `first_number`, so that they never repeat over restarts if the caller sees to it.
+    pub fn restore(
+        settings: Settings,
+        saved: Saved,
+        unreleased: &Unreleased,
+        first_number: u64,
+        seed: u64,
+        now: Instant,
+    ) -> Control {
+        let failover = Failover::restore(saved, settings.start, now);
+        let mut control = Control {
+            settings,
+            dice: Dice::new(seed),
+            numbers: first_number,
+            now,
+            scheduled: None,
+            interfaces: Interfaces::default(),
+            activation: Activation::default(),
+            reachability: Reachability::default(),
+            failover,
+            delivery: Delivery::restore(&unreleased.runs, unreleased.highest),
+            flushes: Flushes::default(),
+            outages: Outages::default(),
+        };
+        control.scheduled = Some(now);
+        control
+    }
+
+    /// Takes one event in, and says what is to be done, in this order.
+    pub fn step(&mut self, now: Instant, event: &Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        self.now = self.now.max(now);
+        self.excuse_stall();
+        let hope = !self.interfaces.absorb(self.now, event).is_empty();
+        if let Event::DeviceGone { interface } = event {
+            self.reachability.vanished(*interface);
+        }
+        let (walk, _) = self.interfaces.walk(self.list());
+        let flow = self.flow(event);
+        let mut turn = Turn {
+            now: self.now,
+            settings: &self.settings,
+            dice: &mut self.dice,
+            numbers: &mut self.numbers,
+            actions: &mut actions,
+        };
+        let hands_off = self.failover.intent == Intent::Idle;
+        let needed = needed(&self.failover, &self.interfaces, &walk);
+        self.activation.step(&mut turn, event, &self.interfaces, hands_off, |name| needed.contains(&name));
+        let mut ground = Ground {
+            turn: &mut turn,
+            event,
+            interfaces: &self.interfaces,
+            walk: &walk,
+            reach: &mut self.reachability,
+            outages: &mut self.outages,
+            flow,
+            hope,
+            line: None,
+        };
+        self.failover.step(&mut ground);
+        let line = ground.line;
+        self.delivery.set_late(self.settings.late, self.failover.session().and_then(|s| s.round_trip.smoothed()));
+        match line {
+            Some(Line::Open { attempt, window }) => self.delivery.open(&mut turn, attempt, window),
+            Some(Line::Shut) => self.delivery.shut(),
+            Some(Line::Finish) => self.delivery.finish(),
+            Some(Line::Resume) => self.delivery.resume(&mut turn),
+            None => {}
+        }
+        self.delivery.step(&mut turn, event);
+        let attempt = self.failover.session().map(|s| s.attempt);
+        self.flushes.step(&mut turn, event, self.delivery.is_empty(), attempt);
+        self.outages.step(&mut turn);
+        if matches!(event, Event::Asked(Command::Stop)) {
+            self.delivery.keep_all(&mut turn);
+            turn.ask(Action::Exit);
+        }
+        self.scheduled = self.deadline(&walk);
+        actions
+    }
+
+    /// When the heart wants to be called again even if nothing happens (with `Event::DeadlineReached`).
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.scheduled
+    }
+
+    /// The failover list in force: the stored one, else the configured order.
+    fn list(&self) -> &[Selector] {
+        if self.failover.saved.list.is_empty() { &self.settings.order } else { &self.failover.saved.list }
+    }
+
+    /// What delivery will say once this event is counted.
+    fn flow(&self, event: &Event) -> Flow {
+        let (settled, sample) = match event {
+            Event::Acked { seq, .. } => (1, self.delivery.sample(self.now, *seq)),
+            Event::Rejected { .. } => (1, None),
+            _ => (0, None),
+        };
+        let status = self.delivery.status();
+        Flow {
+            oldest_sent: self.delivery.oldest_sent(),
+            quiet: status.in_flight <= settled,
+            empty: status.messages <= u64::from(settled) && !matches!(event, Event::Offered { .. }),
+            sample,
+        }
+    }
+
+    /// A deadline served far too late means that the whole process stood still.
+    fn excuse_stall(&mut self) {
+        let now = self.now;
+        if let (Some(scheduled), Some(session)) = (self.scheduled, self.failover.session_mut()) {
+            session.excuse(now, scheduled);
+        }
+    }
+
+    fn deadline(&self, walk: &[Name]) -> Option<Instant> {
+        let view = self.view(walk);
+        let needed = needed(&self.failover, &self.interfaces, walk);
+        let wanted = |name: Name| {
+            let uplink = self.uplink(name);
+            self.failover.intent != Intent::Idle && (uplink.standby == Standby::Up || needed.contains(&name))
+        };
+        let deadlines = [
+            self.activation.deadline(&self.interfaces, wanted),
+            self.failover.deadline(&view),
+            self.delivery.deadline(),
+            self.flushes.deadline(),
+            self.outages.deadline(),
+        ];
+        // Whatever is due now has been done; what is asked for lies ahead.
+        deadlines.into_iter().flatten().min().map(|at| at.max(self.now + Duration::from_millis(1)))
+    }
+
+    fn view<'a>(&'a self, walk: &'a [Name]) -> View<'a> {
+        View {
+            now: self.now,
+            settings: &self.settings,
+            interfaces: &self.interfaces,
+            walk,
+            reach: &self.reachability,
+            oldest_sent: self.delivery.oldest_sent(),
+        }
+    }
+
+    fn uplink(&self, name: Name) -> &Uplink {
+        let class = self.interfaces.class(name).unwrap_or(Class::Ethernet);
+        self.settings.uplink(self.interfaces.spoken(name), class)
+    }
+}
+
+/// The interfaces that are wanted although their standby is off: the one in use, and, when nothing that is ready
+/// leads to the cloud, all of them.
+fn needed(failover: &Failover, interfaces: &Interfaces, walk: &[Name]) -> Vec<Name> {
+    match (&failover.walk, failover.intent) {
+        (Walk::Resting, _) | (_, Intent::Off | Intent::Idle) => Vec::new(),
+        (Walk::Serving(serving), Intent::On) => Vec::from([serving.session.interface]),
+        (Walk::Waiting { .. } | Walk::Trying { .. }, Intent::On) => {
+            let nothing = !walk.iter().any(|n| interfaces.readiness(*n) == Readiness::Ready);
+            if nothing || failover.has_failed() { walk.to_vec() } else { failover.current().into_iter().collect() }
+        }
+    }
+}

@@ -7,9 +7,16 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::time::Duration;
 
+use crate::Control;
 use crate::event::{Attempt, Step, Version};
+use crate::failover::{Intent, Walk};
+use crate::interfaces::Readiness;
 use crate::name::{Class, Name, Selector};
-use crate::reason::Reason;
+use crate::reason::{Blame, Reason};
+use crate::serving::Serving;
+use crate::session::Silence;
+use crate::settings::Failback;
+use crate::spare::Spare;
 use crate::time::Instant;
 
 /// One word for the whole (the states of the contract).
@@ -115,6 +122,14 @@ pub struct DeliveryStatus {
     pub rejected: u64,
 }
 
+/// What makes a line in the journal when it changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    pub state: State,
+    pub uplink: Option<Name>,
+    pub outage: Option<OutageStatus>,
+}
+
 /// The whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
@@ -137,4 +152,130 @@ pub struct Status {
     pub last_outage: Option<OutageStatus>,
     pub failback: Option<FailbackStatus>,
     pub round_trip: Option<Duration>,
+}
+
+impl Control {
+    /// The latest picture.
+    pub fn status(&self) -> Status {
+        let (walk, listed) = self.interfaces.walk(self.list());
+        let serving = match &self.failover.walk {
+            Walk::Resting | Walk::Waiting { .. } | Walk::Trying { .. } => None,
+            Walk::Serving(serving) => Some(serving),
+        };
+        let current = self.failover.current();
+        let index = current.and_then(|name| walk.iter().position(|n| *n == name)).unwrap_or(0);
+        Status {
+            state: self.state(index),
+            connected: serving.is_some_and(|s| s.session.settled),
+            uplink: serving.map(|s| self.interfaces.spoken(s.session.interface)),
+            since: self.failover.since,
+            last_inbound: serving.map(|s| s.session.last_inbound),
+            next_attempt: match &self.failover.walk {
+                Walk::Waiting { until, .. } => Some(*until),
+                Walk::Resting | Walk::Trying { .. } | Walk::Serving(_) => None,
+            },
+            session: serving.map(|s| SessionStatus {
+                attempt: s.session.attempt,
+                server: s.session.server,
+                version: s.session.version,
+                present: s.session.present,
+                settled: s.session.settled,
+            }),
+            stored: self.failover.saved.list.clone(),
+            index,
+            listed,
+            absent: self.interfaces.absent(&self.failover.saved.list),
+            uplinks: walk.iter().map(|name| self.uplink_status(*name, index)).collect(),
+            walk: walk.iter().map(|name| self.interfaces.spoken(*name)).collect(),
+            delivery: self.delivery.status(),
+            last_outage: self.outages.status(),
+            failback: serving.and_then(|s| self.failback_status(&walk, s)),
+            round_trip: serving.and_then(|s| s.session.round_trip.smoothed()),
+        }
+    }
+
+    /// The little that the journal compares after every step.
+    pub fn summary(&self) -> Summary {
+        let current = self.failover.current();
+        let index = match current {
+            // The walk is only made for the interface that matters.
+            Some(name) => self.interfaces.walk(self.list()).0.iter().position(|n| *n == name).unwrap_or(0),
+            None => 0,
+        };
+        let uplink = self.failover.session().map(|s| self.interfaces.spoken(s.interface));
+        Summary { state: self.state(index), uplink, outage: self.outages.status() }
+    }
+
+    fn state(&self, index: usize) -> State {
+        match &self.failover.walk {
+            Walk::Resting => match self.failover.intent {
+                Intent::Off => State::Off,
+                Intent::Idle | Intent::On => State::Idle,
+            },
+            Walk::Waiting { cause, .. } => self.waiting_state(*cause),
+            Walk::Trying { candidate, .. } => State::Step(candidate.step),
+            Walk::Serving(serving) if !serving.session.settled => State::Step(Step::Handshake),
+            Walk::Serving(serving) => match serving.session.silence(self.now, self.delivery.oldest_sent()) {
+                Silence::Guilty => State::Stalled,
+                Silence::Innocent | Silence::Suspect if index > 0 => State::OnlineOnBackup,
+                Silence::Innocent | Silence::Suspect => State::Online,
+            },
+        }
+    }
+
+    /// What a wait is called: an interface that is coming up says more than the last failure.
+    fn waiting_state(&self, cause: Reason) -> State {
+        let coming = self.interfaces.names().find_map(|name| match self.interfaces.readiness(name) {
+            Readiness::Coming(step) => Some(step),
+            Readiness::Ready | Readiness::Activatable | Readiness::Not(_) => None,
+        });
+        match (cause.blame(), coming) {
+            (Blame::Path | Blame::Ours, Some(step)) => State::Step(step),
+            (Blame::Credentials, _) => State::AuthError,
+            (Blame::Server | Blame::Identity, _) => State::NoCloud,
+            (Blame::Path | Blame::Ours, None) => match cause {
+                Reason::CaptivePortal => State::CaptivePortal,
+                Reason::ClockWrong => State::ClockWrong,
+                Reason::Tls => State::NoCloud,
+                _ => State::NoInternet,
+            },
+        }
+    }
+
+    fn uplink_status(&self, name: Name, index: usize) -> UplinkStatus {
+        let readiness = self.interfaces.readiness(name);
+        let failure = self.reachability.last_failure(name);
+        let (state, usable, reason) = match (&self.failover.walk, readiness) {
+            (Walk::Serving(s), _) if s.session.interface == name => (self.state(index), true, None),
+            (Walk::Trying { candidate, .. }, _) if candidate.interface == name => {
+                (State::Step(candidate.step), true, failure)
+            }
+            (_, Readiness::Ready) if failure.is_some_and(|r| r.blame() == Blame::Path) => {
+                (State::NoInternet, true, failure)
+            }
+            (_, Readiness::Ready) => (State::Idle, true, failure),
+            (_, Readiness::Coming(step)) => (State::Step(step), false, failure),
+            (_, Readiness::Activatable) => (State::Idle, false, failure),
+            (_, Readiness::Not(reason)) => (State::Off, false, Some(reason)),
+        };
+        UplinkStatus {
+            interface: name,
+            name: self.interfaces.spoken(name),
+            class: self.interfaces.class(name).unwrap_or(Class::Ethernet),
+            state,
+            usable,
+            reason,
+            metered: self.interfaces.metered(name, &self.settings),
+        }
+    }
+
+    fn failback_status(&self, walk: &[Name], serving: &Serving) -> Option<FailbackStatus> {
+        let (target, at) = self.failover.failback_target(&self.view(walk), serving)?;
+        let (eligible_at, held_because) = match (self.settings.failback, &serving.spare) {
+            (Failback::Manual | Failback::Never, _) => (None, "manual"),
+            (Failback::Auto, Spare::None) => (Some(at), "hold-down"),
+            (Failback::Auto, _) => (Some(at), "trial"),
+        };
+        Some(FailbackStatus { target: self.interfaces.spoken(target), eligible_at, held_because })
+    }
 }

@@ -11,8 +11,9 @@ use flowsdk::mqtt_serde::mqttv5::publishv5;
 use flowsdk::mqtt_serde::parser::ParseOk;
 use switchback_control::Version;
 
-/// Largest packet taken from anyone, in bytes: far above telemetry, far below what would hurt a small gateway.
-pub const PACKET_MAX: usize = 1024 * 1024;
+/// Largest packet taken from anyone, in bytes: with its topic and identity it still fits a record of the outbox
+/// (`outbox::MAX_RECORD`), and it is twice what the large cloud brokers take.
+pub const PACKET_MAX: usize = 448 * 1024;
 
 /// Why a byte stream is not MQTT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

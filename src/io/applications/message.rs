@@ -73,26 +73,19 @@ pub enum Way {
     Impossible,
 }
 
-/// Asks the `[[publish]]` rules: the first match wins, and without any rule everything goes up unchanged.
+/// Asks the `[[publish]]` rules.
 pub fn way_up(rules: &[PublishRule], message: &Message) -> Way {
-    let (topic, qos) = if rules.is_empty() {
-        (message.topic.clone(), 1)
-    } else {
-        match rules.iter().find(|rule| topics::matches(&rule.topic, &message.topic)) {
-            Some(rule) => (topics::mapped(&rule.to, &rule.topic, &message.topic), rule.qos),
-            None => return Way::Local,
-        }
-    };
-    if !topics::valid_topic(&topic) || message.topic.starts_with('$') {
-        return Way::Impossible;
+    match topics::way_up(rules, &message.topic) {
+        topics::Way::Up { topic, qos } => Way::Up(Draft {
+            topic,
+            payload: message.payload.clone(),
+            qos,
+            retain: message.retain,
+            properties: properties_to_bytes(&message.properties),
+        }),
+        topics::Way::Local => Way::Local,
+        topics::Way::Impossible => Way::Impossible,
     }
-    Way::Up(Draft {
-        topic,
-        payload: message.payload.clone(),
-        qos,
-        retain: message.retain,
-        properties: properties_to_bytes(&message.properties),
-    })
 }
 
 #[cfg(test)]

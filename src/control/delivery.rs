@@ -1,0 +1,324 @@
+//! Messages: admitted, in flight, acknowledged, kept, released.
+//!
+//! Decides when a message is ours, when it is sent, when it must be made durable, and when it may be forgotten.
+//! An application is told "kept" only when the store or the cloud has the message (R-SF-3); a message is
+//! released only after the cloud acknowledged it and everything before it. It moves numbers, never payloads, and its
+//! memory is bounded by the window and by what is not yet kept: what waits on disk is a few ranges of numbers.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use core::ops::RangeInclusive;
+use core::time::Duration;
+
+use crate::action::Action;
+use crate::event::{Attempt, Event, Seq, Ticket};
+use crate::status::DeliveryStatus;
+use crate::time::Instant;
+use crate::turn::Turn;
+
+/// Messages and bytes that may wait for "kept" at once. More means that neither store nor cloud keeps up, and
+/// the application must hear of it.
+const UNKEPT_MAX: usize = 8192;
+const UNKEPT_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// Bounds of the automatic `outbox.late` (R-TX-1).
+const LATE_LEAST: Duration = Duration::from_millis(100);
+const LATE_MOST: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    seq: Seq,
+    at: Instant,
+    again: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Unkept {
+    seq: Seq,
+    ticket: Ticket,
+    size: u32,
+    at: Instant,
+    appended: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Line {
+    /// No session.
+    Shut,
+    /// Messages go out here, at most `window` at once.
+    Open { attempt: Attempt, window: usize },
+    /// A planned move is near: what is in flight is let finish, nothing new goes out.
+    Finishing { attempt: Attempt, window: usize },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Store {
+    Works,
+    Full,
+    Fails,
+}
+
+/// The state of all messages.
+#[derive(Debug)]
+pub struct Delivery {
+    next: u64,
+    /// Numbers up to here may have been sent before: sent again, they carry the mark.
+    sent_through: u64,
+    released_through: u64,
+    line: Line,
+    store: Store,
+    /// Waiting to be sent, ascending; neighbours are melted.
+    backlog: VecDeque<RangeInclusive<u64>>,
+    /// How many that is.
+    waiting: u64,
+    /// In flight, in the order of sending.
+    window: VecDeque<Sent>,
+    /// Not yet kept, ascending.
+    unkept: VecDeque<Unkept>,
+    unkept_bytes: u64,
+    refused: u64,
+    rejected: u64,
+    late: Duration,
+}
+
+impl Delivery {
+    /// Starts with what the store found: unreleased numbers in ascending runs, and the highest number ever used.
+    pub fn restore(unreleased: &[RangeInclusive<u64>], highest: u64) -> Delivery {
+        let backlog: VecDeque<_> = unreleased.iter().filter(|r| !r.is_empty()).cloned().collect();
+        let last = backlog.back().map_or(0, |r| *r.end()).max(highest);
+        let first = backlog.front().map_or(last + 1, |r| *r.start());
+        Delivery {
+            next: last + 1,
+            sent_through: last,
+            released_through: first.saturating_sub(1),
+            line: Line::Shut,
+            store: Store::Works,
+            waiting: backlog.iter().map(count).sum(),
+            backlog,
+            window: VecDeque::new(),
+            unkept: VecDeque::new(),
+            unkept_bytes: 0,
+            refused: 0,
+            rejected: 0,
+            late: LATE_MOST,
+        }
+    }
+
+    /// Takes the event in; `late` is how long the cloud may take before a message goes to the store.
+    pub fn step(&mut self, turn: &mut Turn, event: &Event) {
+        match event {
+            Event::Offered { ticket, size } => self.offered(turn, *ticket, *size),
+            Event::Acked { attempt, seq } if self.on_line(*attempt) => self.acked(turn, *seq),
+            Event::Rejected { attempt, seq } if self.on_line(*attempt) => {
+                self.rejected += 1;
+                turn.ask(Action::SetAside { seq: *seq });
+                self.acked(turn, *seq);
+            }
+            Event::Stored { through } => self.stored(turn, *through),
+            Event::StorageFailed { full } => self.store = if *full { Store::Full } else { Store::Fails },
+            Event::StorageHealed => {
+                self.store = Store::Works;
+                self.unkept.iter_mut().for_each(|u| u.appended = false);
+            }
+            _ => {}
+        }
+        self.pump(turn);
+        self.keep(turn);
+    }
+
+    /// A session opened: what may have been lost is sent again, then what waits.
+    pub fn open(&mut self, turn: &mut Turn, attempt: Attempt, window: u16) {
+        self.shut();
+        self.line = Line::Open { attempt, window: usize::from(window.min(turn.settings.window).max(1)) };
+        self.pump(turn);
+    }
+
+    /// No session any more: what was in flight waits again, in front.
+    pub fn shut(&mut self) {
+        self.line = Line::Shut;
+        self.unsend();
+    }
+
+    /// Lets what is in flight finish and sends nothing new.
+    pub fn finish(&mut self) {
+        if let Line::Open { attempt, window } = self.line {
+            self.line = Line::Finishing { attempt, window };
+        }
+    }
+
+    /// The planned move did not come about: goes on as before.
+    pub fn resume(&mut self, turn: &mut Turn) {
+        if let Line::Finishing { attempt, window } = self.line {
+            self.line = Line::Open { attempt, window };
+            self.pump(turn);
+        }
+    }
+
+    /// How long the cloud may take before a message goes to the store, from the session's round trip.
+    pub fn set_late(&mut self, configured: Option<Duration>, round_trip: Option<Duration>) {
+        let auto = round_trip.map_or(LATE_MOST, |r| r.saturating_mul(2).clamp(LATE_LEAST, LATE_MOST));
+        self.late = configured.unwrap_or(auto);
+    }
+
+    /// Everything that is not kept goes to the store now: the daemon is stopping.
+    pub fn keep_all(&mut self, turn: &mut Turn) {
+        for unkept in self.unkept.iter_mut().filter(|u| !u.appended) {
+            unkept.appended = true;
+            turn.ask(Action::Append { seq: unkept.seq });
+        }
+    }
+
+    /// When the oldest message in flight was sent.
+    pub fn oldest_sent(&self) -> Option<Instant> {
+        self.window.front().map(|s| s.at)
+    }
+
+    /// The round trip that an acknowledgement of `seq` would show now; none for a message sent twice (Karn).
+    pub fn sample(&self, now: Instant, seq: Seq) -> Option<Duration> {
+        self.window.iter().find(|s| s.seq == seq && !s.again).map(|s| now.since(s.at))
+    }
+
+    /// Nothing waits and nothing is in flight.
+    pub fn is_empty(&self) -> bool {
+        self.waiting == 0 && self.window.is_empty()
+    }
+
+    /// When a message is next late.
+    pub fn deadline(&self) -> Option<Instant> {
+        match (self.store, self.line) {
+            (Store::Works, Line::Open { .. } | Line::Finishing { .. }) => {
+                self.unkept.iter().find(|u| !u.appended).map(|u| u.at + self.late)
+            }
+            (Store::Works | Store::Full | Store::Fails, _) => None,
+        }
+    }
+
+    /// The numbers for displays.
+    pub fn status(&self) -> DeliveryStatus {
+        DeliveryStatus {
+            messages: self.waiting + self.window.len() as u64,
+            in_flight: self.window.len() as u32,
+            refused: self.refused,
+            rejected: self.rejected,
+        }
+    }
+
+    fn on_line(&self, attempt: Attempt) -> bool {
+        match self.line {
+            Line::Shut => false,
+            Line::Open { attempt: a, .. } | Line::Finishing { attempt: a, .. } => a == attempt,
+        }
+    }
+
+    fn offered(&mut self, turn: &mut Turn, ticket: Ticket, size: u32) {
+        // With the store out of order only the cloud can keep a message (R-SF-11).
+        let nobody_keeps = self.store != Store::Works && self.line == Line::Shut;
+        let too_many = self.unkept.len() >= UNKEPT_MAX || self.unkept_bytes >= UNKEPT_BYTES_MAX;
+        if nobody_keeps || too_many {
+            self.refused += 1;
+            return turn.ask(Action::Refuse { ticket });
+        }
+        let seq = Seq(self.next);
+        self.next += 1;
+        self.unkept.push_back(Unkept { seq, ticket, size, at: turn.now, appended: false });
+        self.unkept_bytes += u64::from(size);
+        self.wait_last(seq);
+        turn.ask(Action::Admit { ticket, seq });
+    }
+
+    fn acked(&mut self, turn: &mut Turn, seq: Seq) {
+        let Some(index) = self.window.iter().position(|s| s.seq == seq) else { return };
+        self.window.remove(index);
+        if let Ok(index) = self.unkept.binary_search_by_key(&seq, |u| u.seq)
+            && let Some(kept) = self.unkept.remove(index)
+        {
+            self.unkept_bytes = self.unkept_bytes.saturating_sub(u64::from(kept.size));
+            turn.ask(Action::Accept { ticket: kept.ticket });
+        }
+        self.release(turn);
+    }
+
+    fn stored(&mut self, turn: &mut Turn, through: Seq) {
+        while let Some(first) = self.unkept.front().copied() {
+            if first.seq > through || !first.appended {
+                break;
+            }
+            self.unkept.pop_front();
+            self.unkept_bytes = self.unkept_bytes.saturating_sub(u64::from(first.size));
+            turn.ask(Action::Accept { ticket: first.ticket });
+        }
+    }
+
+    fn release(&mut self, turn: &mut Turn) {
+        let in_flight = self.window.iter().map(|s| s.seq.0).min();
+        let waiting = self.backlog.front().map(|r| *r.start());
+        let oldest = in_flight.into_iter().chain(waiting).min().unwrap_or(self.next);
+        let through = oldest.saturating_sub(1);
+        if through > self.released_through {
+            self.released_through = through;
+            turn.ask(Action::Release { through: Seq(through) });
+        }
+    }
+
+    fn pump(&mut self, turn: &mut Turn) {
+        let Line::Open { attempt, window } = self.line else { return };
+        while self.window.len() < window {
+            let Some(seq) = self.wait_first() else { return };
+            let again = seq.0 <= self.sent_through;
+            self.sent_through = self.sent_through.max(seq.0);
+            self.window.push_back(Sent { seq, at: turn.now, again });
+            turn.ask(Action::Transmit { attempt, seq, again });
+        }
+    }
+
+    fn keep(&mut self, turn: &mut Turn) {
+        if self.store != Store::Works {
+            return;
+        }
+        let away = self.line == Line::Shut;
+        for unkept in self.unkept.iter_mut().skip_while(|u| u.appended) {
+            if !away && turn.now < unkept.at + self.late {
+                break;
+            }
+            if !unkept.appended {
+                unkept.appended = true;
+                turn.ask(Action::Append { seq: unkept.seq });
+            }
+        }
+    }
+
+    fn wait_last(&mut self, seq: Seq) {
+        self.waiting += 1;
+        match self.backlog.back_mut() {
+            Some(last) if *last.end() + 1 == seq.0 => *last = *last.start()..=seq.0,
+            Some(_) | None => self.backlog.push_back(seq.0..=seq.0),
+        }
+    }
+
+    fn wait_first(&mut self) -> Option<Seq> {
+        let first = self.backlog.front_mut()?;
+        let seq = *first.start();
+        if seq < *first.end() {
+            *first = seq + 1..=*first.end();
+        } else {
+            self.backlog.pop_front();
+        }
+        self.waiting = self.waiting.saturating_sub(1);
+        Some(Seq(seq))
+    }
+
+    fn unsend(&mut self) {
+        let mut seqs: Vec<u64> = self.window.drain(..).map(|s| s.seq.0).collect();
+        seqs.sort_unstable();
+        self.waiting += seqs.len() as u64;
+        for seq in seqs.into_iter().rev() {
+            match self.backlog.front_mut() {
+                Some(first) if seq + 1 == *first.start() => *first = seq..=*first.end(),
+                Some(_) | None => self.backlog.push_front(seq..=seq),
+            }
+        }
+    }
+}
+
+fn count(range: &RangeInclusive<u64>) -> u64 {
+    (range.end() - range.start()).saturating_add(1)
+}

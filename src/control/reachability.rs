@@ -1,0 +1,132 @@
+//! Evidence that the cloud answers through an interface, and what it is worth.
+//!
+//! Remembers per interface the last good and bad evidence, how often a return to it failed, and how often it was
+//! suspected in vain. Decides one thing: from when on an interface may be trusted with traffic again (hold-down,
+//! R-FB-2, R-FB-4). Evidence comes from our own handshakes and sessions only; what NetworkManager believes about
+//! connectivity never enters (R-FX-5).
+
+use alloc::collections::BTreeMap;
+use core::time::Duration;
+
+use crate::name::Name;
+use crate::reason::{Blame, Reason};
+use crate::time::Instant;
+
+/// A return that fails within this long counts as failed (R-FB-4).
+const RETURN_PROVES: Duration = Duration::from_secs(300);
+/// Good use this long forgets failed returns.
+const RETURN_FORGIVEN: Duration = Duration::from_secs(3600);
+/// The longest hold-down that doubling reaches.
+const HOLD_MAX: Duration = Duration::from_secs(3600);
+/// Suspicions in vain are forgotten after this long without one.
+const VAIN_FORGOTTEN: Duration = Duration::from_secs(300);
+/// How often a metered interface is tried while a lower one serves (R-FB-1, R-FX-14).
+const METERED_TRIAL: Duration = Duration::from_secs(300);
+/// After this many failed trials in a row an unmetered interface, too, is tried only so often.
+const PATIENT_TRIALS: u32 = 40;
+
+/// What is known of one interface.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Evidence {
+    last_good: Option<Instant>,
+    last_bad: Option<(Instant, Reason)>,
+    moved_here: Option<Instant>,
+    returns_failed: u32,
+    trials_failed: u32,
+    vain: u32,
+    last_vain: Option<Instant>,
+}
+
+/// Everything known, by interface.
+#[derive(Debug, Default)]
+pub struct Reachability {
+    evidence: BTreeMap<Name, Evidence>,
+}
+
+impl Reachability {
+    /// The cloud answered through it: a completed handshake, or a CONNACK.
+    pub fn good(&mut self, now: Instant, name: Name) {
+        let evidence = self.entry(name);
+        evidence.last_good = Some(now);
+        evidence.last_bad = None;
+        evidence.trials_failed = 0;
+    }
+
+    /// A dial or a session through it failed. Only a fault of the path counts against the path.
+    pub fn bad(&mut self, now: Instant, name: Name, reason: Reason) {
+        let evidence = self.entry(name);
+        evidence.last_bad = Some((now, reason));
+        match reason.blame() {
+            Blame::Path => evidence.note_failed_return(now),
+            Blame::Server | Blame::Credentials | Blame::Identity | Blame::Ours => {}
+        }
+    }
+
+    /// A trial of a better interface failed.
+    pub fn trial_failed(&mut self, now: Instant, name: Name, reason: Reason) {
+        let evidence = self.entry(name);
+        evidence.last_bad = Some((now, reason));
+        evidence.trials_failed = evidence.trials_failed.saturating_add(1);
+    }
+
+    /// Traffic returned to it.
+    pub fn returned(&mut self, now: Instant, name: Name) {
+        self.entry(name).moved_here = Some(now);
+    }
+
+    /// It was suspected, and answered after all.
+    pub fn suspected_in_vain(&mut self, now: Instant, name: Name) {
+        let evidence = self.entry(name);
+        evidence.vain = evidence.vain_at(now).saturating_add(1);
+        evidence.last_vain = Some(now);
+    }
+
+    /// How often it was suspected in vain lately.
+    pub fn vain(&self, now: Instant, name: Name) -> u32 {
+        self.evidence.get(&name).map_or(0, |e| e.vain_at(now))
+    }
+
+    /// Why the last try through it failed, unless one succeeded since.
+    pub fn last_failure(&self, name: Name) -> Option<Reason> {
+        self.evidence.get(&name).and_then(|e| e.last_bad).map(|(_, reason)| reason)
+    }
+
+    /// From when on it may be tried for a return, when it has been ready since `ready_since`.
+    pub fn trusted_from(&self, name: Name, ready_since: Instant, hold_down: Duration, metered: bool) -> Instant {
+        let evidence = self.evidence.get(&name).copied().unwrap_or_default();
+        let calm_since = evidence.last_bad.map_or(ready_since, |(at, _)| at.max(ready_since));
+        let doubled = hold_down.saturating_mul(1 << evidence.returns_failed.min(16)).min(HOLD_MAX.max(hold_down));
+        let tired = evidence.trials_failed > 0 && (metered || evidence.trials_failed > PATIENT_TRIALS);
+        calm_since + if tired { doubled.max(METERED_TRIAL) } else { doubled }
+    }
+
+    /// The interface is gone: so is what was known of it, but for its record of failed returns.
+    pub fn vanished(&mut self, name: Name) {
+        if let Some(evidence) = self.evidence.get_mut(&name) {
+            *evidence = Evidence { returns_failed: evidence.returns_failed, ..Evidence::default() };
+        }
+    }
+
+    fn entry(&mut self, name: Name) -> &mut Evidence {
+        self.evidence.entry(name).or_default()
+    }
+}
+
+impl Evidence {
+    fn note_failed_return(&mut self, now: Instant) {
+        let Some(at) = self.moved_here.take() else { return };
+        let used = now.since(at);
+        if used < RETURN_PROVES {
+            self.returns_failed = self.returns_failed.saturating_add(1);
+        } else if used > RETURN_FORGIVEN {
+            self.returns_failed = 0;
+        }
+    }
+
+    fn vain_at(&self, now: Instant) -> u32 {
+        match self.last_vain {
+            Some(at) if now.since(at) < VAIN_FORGOTTEN => self.vain,
+            Some(_) | None => 0,
+        }
+    }
+}

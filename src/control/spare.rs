@@ -1,0 +1,105 @@
+//! The second connection: made and proved while the first carries the traffic.
+//!
+//! It exists for three reasons: a better interface is tried (failback), the session is suspect (rescue), or an
+//! operator wants another interface once (visit). It goes up to, but not including, CONNECT; one client identity has
+//! one session, so CONNECT is the switch itself. At most one spare exists. What becomes of the session is decided
+//! in `serving`.
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use crate::event::{Attempt, Request};
+use crate::name::Name;
+use crate::time::Instant;
+
+/// A spare that is not ready by then has failed.
+pub const SPARE_LIMIT: Duration = Duration::from_secs(10);
+/// Handshakes in a row that a better interface must complete before traffic moves (R-FB-2).
+pub const PROOFS: u32 = 2;
+/// Between two proofs.
+pub const BETWEEN_PROOFS: Duration = Duration::from_secs(1);
+/// How long what is in flight may take to finish before a planned move goes on regardless.
+pub const FINISH_LIMIT: Duration = Duration::from_secs(1);
+
+/// Why there is a spare.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A better interface is being proved, so many times up to now.
+    Failback { proofs: u32 },
+    /// The session is suspect. Interfaces already tried for it.
+    Rescue { tried: Vec<Name> },
+    /// An operator asked for this interface.
+    Visit { request: Request },
+}
+
+/// The spare, if there is one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Spare {
+    None,
+    /// Between two proofs of a better interface.
+    Resting {
+        interface: Name,
+        until: Instant,
+        proofs: u32,
+    },
+    Dialling {
+        interface: Name,
+        attempt: Attempt,
+        deadline: Instant,
+        purpose: Purpose,
+    },
+    /// Proved. Only a rescue waits here: for the session to answer, or to be found guilty.
+    Ready {
+        interface: Name,
+        attempt: Attempt,
+        purpose: Purpose,
+    },
+    /// A planned move: what is in flight finishes on the old connection.
+    Finishing {
+        interface: Name,
+        attempt: Attempt,
+        until: Instant,
+        purpose: Purpose,
+    },
+    /// A planned move: CONNECT is out on the new connection, the old one is still there.
+    Moving {
+        interface: Name,
+        attempt: Attempt,
+        deadline: Instant,
+        purpose: Purpose,
+    },
+}
+
+impl Spare {
+    /// The number of its connection.
+    pub fn attempt(&self) -> Option<Attempt> {
+        match self {
+            Spare::None | Spare::Resting { .. } => None,
+            Spare::Dialling { attempt, .. }
+            | Spare::Ready { attempt, .. }
+            | Spare::Finishing { attempt, .. }
+            | Spare::Moving { attempt, .. } => Some(*attempt),
+        }
+    }
+
+    /// The interface it uses.
+    pub fn interface(&self) -> Option<Name> {
+        match self {
+            Spare::None => None,
+            Spare::Resting { interface, .. }
+            | Spare::Dialling { interface, .. }
+            | Spare::Ready { interface, .. }
+            | Spare::Finishing { interface, .. }
+            | Spare::Moving { interface, .. } => Some(*interface),
+        }
+    }
+
+    /// When it has something to do.
+    pub fn deadline(&self) -> Option<Instant> {
+        match self {
+            Spare::None | Spare::Ready { .. } => None,
+            Spare::Resting { until, .. } | Spare::Finishing { until, .. } => Some(*until),
+            Spare::Dialling { deadline, .. } | Spare::Moving { deadline, .. } => Some(*deadline),
+        }
+    }
+}
