@@ -9,19 +9,20 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use switchback::api;
 use switchback::config::Config;
+use switchback::control::{Control, Reason};
 use switchback::corridor::{Corridor, DOWNLINK_MAX};
 use switchback::daemon::{Daemon, Hands};
 use switchback::desk::Desk;
 use switchback::io::applications::Applications;
 use switchback::io::black_box::{BlackBox, Kind};
-use switchback::io::cloud::Cloud;
+use switchback::io::cloud::{Cloud, Greeting};
 use switchback::io::storage::{self, SavedFile};
 use switchback::io::{EVENTS_MAX, clock, control_socket, dbus, network_manager, rtnetlink, status_page, systemd};
 use switchback::journal::Journal;
 use switchback::picture::Picture;
 use switchback::uplinks::Uplinks;
-use switchback::{api, control::Control};
 use tokio::sync::{broadcast, mpsc};
 
 const USAGE: &str = "\
@@ -112,23 +113,20 @@ async fn serve(config: Config, places: &Places) -> io::Result<()> {
     let uplinks = Uplinks::new();
     let applications = Applications::start(config.clone(), &places.runtime, corridor.clone(), downlinks_inbox);
     let desk = Desk::new(config.clone(), corridor.clone());
+    let picture = Picture::new(config.clone(), uplinks.clone(), figures);
+    let greet = {
+        let shown = picture.subscribe();
+        Arc::new(move || Greeting { boot: boot_id.clone(), start, outage: last_cause(&shown.borrow()) })
+    };
     let hands = Hands {
         network_manager: network_manager::start(config.clone(), uplinks.clone(), events.clone()),
         links: rtnetlink::start(config.clone(), uplinks.clone(), events.clone())
             .inspect_err(|e| log::warn!("no kernel link events ({e}); relying on NetworkManager alone"))
             .ok(),
-        cloud: Cloud::start(
-            config.clone(),
-            uplinks.clone(),
-            corridor.clone(),
-            downlinks,
-            events,
-            desk.greeting(&boot_id, start),
-        ),
+        cloud: Cloud::start(config.clone(), uplinks.clone(), corridor.clone(), downlinks, events, greet),
         corridor,
         saved: saved.clone(),
     };
-    let picture = Picture::new(config.clone(), uplinks, figures);
     let listener = control_socket::Listener::bind(&places.runtime)?;
     let doors = [
         tokio::spawn(control_socket::serve(listener, calls.clone(), picture.subscribe(), black_box.lines())),
@@ -188,6 +186,11 @@ fn explain_store(state: &Path, error: io::Error) -> io::Error {
         _ => format!("{place}: {error}"),
     };
     io::Error::new(error.kind(), sentence)
+}
+
+/// Why the last outage began, by the latest status document.
+fn last_cause(shown: &serde_json::Map<String, serde_json::Value>) -> Option<Reason> {
+    shown.get("last_outage")?.get("first_cause")?.as_str()?.parse().ok()
 }
 
 /// Spreads waits; no secret.

@@ -13,13 +13,13 @@ pub type Events = mpsc::Sender<Event>;
 /// makes an adapter wait.
 pub const EVENTS_MAX: usize = 4096;
 
+pub mod applications;
 pub mod black_box;
 pub mod clock;
 pub mod cloud;
+pub mod control_socket;
 pub mod dbus;
 pub mod network_manager;
-pub mod control_socket;
-pub mod applications;
 pub mod packet;
 pub mod resolver;
 pub mod rtnetlink;
