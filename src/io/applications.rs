@@ -58,8 +58,8 @@ pub const FILTER_MAX: usize = 1024;
 pub const RETAINED_MAX: usize = 1000;
 pub const RETAINED_BYTES_MAX: usize = 2 * 1024 * 1024;
 
-/// Messages that wait for one client, and their bytes with those on their way to it. The bytes hold two of the
-/// largest packets, the number a day of one command a minute and a half.
+/// Messages that wait for one client, and their bytes with those on their way to it. The bytes hold nine of
+/// the largest packets, the number a day of one command every minute and a half.
 pub const QUEUE_MAX: usize = 1000;
 pub const QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
 

@@ -48,6 +48,10 @@ pub fn take(buffer: &mut Vec<u8>, version: Version, limit: usize) -> Result<Opti
 
 /// Parses exactly one frame.
 pub fn parse(frame: &[u8], version: Version) -> Result<MqttPacket, Malformed> {
+    // The codec subtracts past zero where bytes follow the frame.
+    if frame_length(frame, usize::MAX)? != Some(frame.len()) {
+        return Err(Malformed::Syntax);
+    }
     let number = match version {
         Version::V5 => 5,
         Version::V311 => 4,
@@ -156,6 +160,14 @@ mod tests {
     #[test]
     fn a_length_of_five_bytes_is_malformed() {
         assert_eq!(frame_length(&[0x30, 0x80, 0x80, 0x80, 0x80], PACKET_MAX), Err(Malformed::Syntax));
+    }
+
+    #[test]
+    fn bytes_after_a_frame_are_no_part_of_it() {
+        // The topic's length reaches past the frame into what follows.
+        let bytes = [0x30, 3, 0, 2, b't', 0, 0, 0];
+        assert_eq!(parse(&bytes, Version::V5), Err(Malformed::Syntax));
+        assert_eq!(parse(&[], Version::V5), Err(Malformed::Syntax));
     }
 
     #[test]

@@ -15,8 +15,8 @@ use flowsdk::mqtt_serde::control_packet::MqttPacket;
 use flowsdk::mqtt_serde::mqttv3::{connectv3, subscribev3};
 use flowsdk::mqtt_serde::mqttv5::common::properties::Property;
 use flowsdk::mqtt_serde::mqttv5::{connectv5, subscribev5};
-use switchback::config::{Cloud, Config, LocalConfig, OutboxConfig, PublishRule, SocketOptions, UplinkConfig};
-use switchback::control::{Seq, Settings, Version};
+use switchback::config::{Config, LocalConfig, PublishRule};
+use switchback::control::{Seq, Version};
 use switchback::corridor::{DOWNLINK_MAX, Downlink, Draft, Offer, Refusal};
 use switchback::io::applications::{Applications, Counts, Offers};
 use switchback::io::packet::{self, PACKET_MAX, Publish};
@@ -202,39 +202,7 @@ pub fn free_address() -> SocketAddr {
 }
 
 fn config(publish: Vec<PublishRule>, address: SocketAddr) -> Config {
-    let uplink = UplinkConfig {
-        matches: Vec::new(),
-        socket: SocketOptions {
-            keepalive_idle: SOON,
-            keepalive_interval: SOON,
-            keepalive_count: 3,
-            user_timeout: SOON,
-            send_buffer: None,
-        },
-    };
-    Config {
-        settings: Settings::default(),
-        cloud: Cloud {
-            servers: Vec::new(),
-            client_id: "test".into(),
-            ca_file: None,
-            cert_file: None,
-            key_file: None,
-            username: None,
-            password_file: None,
-            base: String::new(),
-            session_expiry: SOON,
-            will_delay: SOON,
-        },
-        classes: [uplink.clone(), uplink.clone(), uplink],
-        named: Vec::new(),
-        outbox: OutboxConfig { max_size: 1 << 20, commit_interval: None },
-        publish,
-        subscribe: Vec::new(),
-        local: LocalConfig { mqtt: Some(address) },
-        status_listen: None,
-        hash: String::new(),
-    }
+    Config { publish, local: LocalConfig { mqtt: Some(address) }, ..Config::defaults() }
 }
 
 pub struct Connect<'a> {

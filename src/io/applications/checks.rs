@@ -12,6 +12,7 @@ use crate::topics;
 pub const UNSPECIFIED: u8 = 0x80;
 pub const MALFORMED: u8 = 0x81;
 pub const PROTOCOL_ERROR: u8 = 0x82;
+pub const IMPLEMENTATION: u8 = 0x83;
 pub const UNSUPPORTED_VERSION: u8 = 0x84;
 pub const ID_INVALID: u8 = 0x85;
 pub const NOT_AUTHORIZED: u8 = 0x87;

@@ -135,7 +135,8 @@ impl<O: Offers> Client<O> {
         }
         let reason = match verdict {
             Verdict::Accepted => 0,
-            Verdict::Refused(_) => checks::QUOTA,
+            Verdict::Refused(Refusal::Full | Refusal::Stopping) => checks::QUOTA,
+            Verdict::Refused(Refusal::TooLarge) => checks::IMPLEMENTATION,
             Verdict::Invalid(reason) => reason,
         };
         let tellable = reason == 0 || self.version == Version::V5;
