@@ -47,6 +47,10 @@ const START_LISTING: Duration = Duration::from_millis(300);
 const FULL_WALK_PATH: Duration = Duration::from_secs(30);
 /// While the server itself refuses, other paths are tried only this often: they lead to the same server.
 const FULL_WALK_SERVER: Duration = Duration::from_secs(300);
+/// A server that hangs up without a word is asked in the other version once in so many rounds.
+const OTHER_VERSION_EVERY: u32 = 4;
+/// A session that lived shorter than this is followed by a wait: what opens and closes at once would otherwise spin.
+const SHORT_SESSION: Duration = Duration::from_secs(1);
 /// Operators waiting for the result of `connect`, at most.
 const REQUESTS_MAX: usize = 16;
 
@@ -167,7 +171,7 @@ pub struct Failover {
     last_full: Option<Instant>,
     last_hope: Option<Instant>,
     started: Instant,
-    /// The version that a server is known or believed to speak, where it is not 5.
+    /// The version that a server is known to speak: its CONNACK said yes to it.
     versions: BTreeMap<u8, Version>,
     /// The server tried first: the one that carried the last session.
     server: u8,
@@ -596,14 +600,18 @@ impl Failover {
         candidate.deadline = g.turn.now + CONNACK_LIMIT;
         g.turn.ask(Action::Connect {
             attempt: candidate.attempt,
-            version: self.version(candidate.server),
+            version: self.version(candidate),
             keep_alive: g.uplink(candidate.interface).keep_alive,
         });
     }
 
-    /// The version to speak with a server.
-    pub fn version(&self, server: u8) -> Version {
-        self.versions.get(&server).copied().unwrap_or(Version::V5)
+    /// The version to speak with a candidate: the one its server is known to speak, else 5; or the other one.
+    fn version(&self, candidate: &Candidate) -> Version {
+        let known = self.versions.get(&candidate.server).copied().unwrap_or(Version::V5);
+        match (known, candidate.other_version) {
+            (Version::V5, false) | (Version::V311, true) => Version::V5,
+            (Version::V5, true) | (Version::V311, false) => Version::V311,
+        }
     }
 
     fn candidate_failed(&mut self, g: &mut Ground, candidate: Candidate, mut round: Round, reason: Reason) -> Walk {
@@ -614,14 +622,14 @@ impl Failover {
         }
         g.outages.failed(reason);
         round.note(reason);
-        // A server that knows only 3.1.1 says so, or hangs up without a word (R-CL: fallback).
-        let silent_refusal = candidate.connecting && reason == Reason::ServerShutDown;
+        // A server that knows only 3.1.1 says so, or hangs up without a word. One that has said yes before and hangs
+        // up is being stopped, unless it goes on so.
+        let turn = if self.versions.contains_key(&candidate.server) { OTHER_VERSION_EVERY - 1 } else { 0 };
+        let silent_refusal = candidate.connecting
+            && reason == Reason::ServerShutDown
+            && self.failed_rounds % OTHER_VERSION_EVERY == turn;
         if (reason == Reason::Version || silent_refusal) && !candidate.other_version {
-            self.flip_version(candidate.server);
             return self.dial(g, round, candidate.interface, candidate.server, candidate.servers_left, true);
-        }
-        if candidate.other_version && !candidate.connecting {
-            self.flip_version(candidate.server);
         }
         let blame = reason.blame();
         if candidate.servers_left > 0 && matches!(blame, Blame::Path | Blame::Server) {
@@ -637,14 +645,6 @@ impl Failover {
             Blame::Credentials | Blame::Identity => false,
         };
         if walk_on { self.next_candidate(g, round) } else { self.round_failed(g, round) }
-    }
-
-    fn flip_version(&mut self, server: u8) {
-        let other = match self.version(server) {
-            Version::V5 => Version::V311,
-            Version::V311 => Version::V5,
-        };
-        self.versions.insert(server, other);
     }
 
     /// The server refuses: whether it is time to see if it refuses over other paths as well. A firewall that
@@ -691,7 +691,8 @@ impl Failover {
         window: u16,
         keep_alive: Duration,
     ) -> Walk {
-        let version = self.version(candidate.server);
+        let version = self.version(candidate);
+        self.versions.insert(candidate.server, version);
         self.server = candidate.server;
         self.failed_rounds = 0;
         self.all_paths_failed = false;
@@ -710,8 +711,10 @@ impl Failover {
     }
 
     /// The session is lost: what comes next.
-    pub fn after_loss(&mut self, g: &mut Ground, from: Name, reason: Reason, heard: bool) -> Walk {
+    pub fn after_loss(&mut self, g: &mut Ground, lost: &Session, reason: Reason, heard: bool) -> Walk {
         let now = g.turn.now;
+        let from = lost.interface;
+        let short = now.since(lost.opened) < SHORT_SESSION && g.interfaces.dead(from).is_none();
         self.since = now;
         self.told = !matches!(g.turn.settings.mode, Mode::Manual);
         if !self.wants(g) {
@@ -723,9 +726,9 @@ impl Failover {
         };
         let wait_first = match reason.blame() {
             // Alone with the server, the first retry is at once; in a fleet it is spread.
-            Blame::Server => g.turn.settings.fleet_size > 1,
+            Blame::Server => g.turn.settings.fleet_size > 1 || short,
             Blame::Identity | Blame::Credentials => true,
-            Blame::Path | Blame::Ours => false,
+            Blame::Path | Blame::Ours => short,
         };
         if wait_first {
             let wait = self.backoff.next(now, reason, g.turn.settings, g.turn.dice);

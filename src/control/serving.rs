@@ -151,7 +151,7 @@ impl Serving {
             deadline,
             step: if connecting { Step::Handshake } else { Step::Connecting },
             connecting,
-            other_version: true,
+            other_version: false,
         };
         Some((candidate, via))
     }
@@ -277,7 +277,7 @@ impl Failover {
                 serving.spare = spare;
                 serving.drop_spare(g, reason);
                 g.line = Some(Line::Shut);
-                self.after_loss(g, name, reason, heard)
+                self.after_loss(g, &serving.session, reason, heard)
             }
         }
     }

@@ -78,8 +78,8 @@ pub struct Oracle {
     suspicious: u64,
 }
 
-/// Dials in any ten seconds, at most: five a second.
-const DIALS_IN_TEN_SECONDS: usize = 50;
+/// Dials in any ten seconds, at most: five a second, and a new start.
+const DIALS_IN_TEN_SECONDS: usize = 55;
 /// Spares through metered interfaces in any hour, at most: rescues and trials together.
 const METERED_SPARES_AN_HOUR: usize = 40;
 /// Deadlines served in any second, at most: more is a heart that spins.
