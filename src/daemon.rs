@@ -135,17 +135,14 @@ impl Daemon {
         for action in actions {
             running &= self.perform(action).await;
         }
+        self.desk.after_turn(&self.control);
         running
     }
 
     /// A call from one of the front doors: answered at once, or turned into an event and answered later.
     async fn answer(&mut self, call: Call) -> bool {
         match self.desk.take(call, &self.control, &self.hands, &self.picture, &self.black_box) {
-            Some(event) => {
-                let running = self.turn(event).await;
-                self.desk.after_turn(&self.control);
-                running
-            }
+            Some(event) => self.turn(event).await,
             None => true,
         }
     }

@@ -164,6 +164,8 @@ pub struct Failover {
     next: From,
     /// An operator set another list: the next round starts at its top (R-IF-3).
     list_changed: bool,
+    /// When.
+    pub list_set: Instant,
     pub backoff: Backoff,
     failed_rounds: u32,
     /// The last round failed, and not by the server's word.
@@ -198,6 +200,7 @@ impl Failover {
             told: true,
             next: From::First,
             list_changed: false,
+            list_set: Instant::default(),
             backoff: Backoff::default(),
             failed_rounds: 0,
             all_paths_failed: false,
@@ -314,6 +317,7 @@ impl Failover {
             Command::SetList { list } => {
                 self.saved.list.clone_from(list);
                 self.list_changed = true;
+                self.list_set = g.turn.now;
                 g.turn.ask(Action::Save(self.saved.clone()));
             }
             Command::Stop => {

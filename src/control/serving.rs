@@ -191,10 +191,12 @@ impl Failover {
     /// The better interface that is next to be tried, and from when on.
     pub fn failback_target(&self, view: &View, serving: &Serving) -> Option<(Name, Instant)> {
         let hold_down = view.settings.hold_down;
-        // An operator who asked for this interface has it for a while.
+        // An operator who asked for this interface has it for a while, and another list leaves the session alone as
+        // long (R-IF-3).
         let visited = if serving.via { serving.session.opened } else { Instant::default() };
+        let calm_since = visited.max(self.list_set);
         let trusted = |name: Name| {
-            let since = view.interfaces.ready_since(name)?.max(visited);
+            let since = view.interfaces.ready_since(name)?.max(calm_since);
             let metered = view.interfaces.metered(name, view.settings);
             Some((name, view.reach.trusted_from(name, since, hold_down, metered)))
         };
@@ -269,7 +271,8 @@ impl Failover {
             // It was to be closed anyway; what was not flushed is kept.
             self.intent = Intent::Off;
         } else {
-            g.outages.began(g.turn, serving.session.last_inbound, reason, spare_lives);
+            let cause = if taken_by_us { Reason::InterfaceChange } else { reason };
+            g.outages.began(g.turn, serving.session.last_inbound, cause, spare_lives);
         }
         match candidate {
             Some((candidate, via)) if spare_lives && self.wants(g) => self.carry_on(g, spare, candidate, via),
