@@ -36,9 +36,10 @@ fn sources(folder: &str) -> Vec<(String, String)> {
     found
 }
 
-/// The part of a file that is not its unit tests.
+/// The part of a file that is not its unit tests: what stands before the first module under `#[cfg(test)]`.
 fn without_tests(text: &str) -> &str {
-    text.split("#[cfg(test)]\nmod tests").next().unwrap_or(text)
+    let module = |at: &usize| text[*at..].lines().nth(1).is_some_and(|l| l.contains("mod ") && l.ends_with('{'));
+    text.match_indices("#[cfg(test)]\n").map(|(at, _)| at).find(module).map_or(text, |at| &text[..at])
 }
 
 fn is_test_file(name: &str) -> bool {

@@ -7,6 +7,8 @@
 //! when read. When the disk is full or read-only the last thousand lines stay in memory, said once, and are written
 //! when it takes them again. Nothing here knows what a line means; callers never pass a secret or a payload.
 //! (Longer than most: the file is written and read in one place, so that the two cannot differ.)
+//!
+//! It is long because the ring, its reader and what happens without a disk only make sense side by side.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};

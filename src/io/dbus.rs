@@ -6,6 +6,8 @@
 //! (`packaging/org.switchback.Switchback1.conf`), so that one file answers for it. Without a bus, or when our name is
 //! refused, it says so once and tries again every ten seconds; nothing else ever waits for it.
 //! (Long because every property and verb is written out once, with the sentence that introspection shows.)
+//!
+//! It is long because the interface is spelled out property by property, as it is introspected.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -4,6 +4,8 @@
 //! offers. Every lookup ends within `LOOKUP_LIMIT`; where it fails, addresses that worked before stand in. An answer
 //! counts only if it came from the server asked, on the port asked from, with our number and our question.
 //! Names are taken as complete: no search list. `/etc/hosts` is honoured. It never says which uplink to use.
+//!
+//! It is long because asking, checking and remembering an answer are one story.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};

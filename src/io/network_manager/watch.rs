@@ -3,6 +3,8 @@
 //! Listens first and looks afterwards. Answers to calls come in the same stream as the signals, so that a list of
 //! objects stands in its place among them: signals before it are older, signals behind it are newer. Never waits
 //! for an answer. Longer than most files since every way in and out of one connection stands side by side here.
+//!
+//! It is long because one task sees both services, and their order is what it is about.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
