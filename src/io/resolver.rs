@@ -7,21 +7,22 @@
 //!
 //! It is long because asking, checking and remembering an answer are one story.
 
+mod question;
+
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use simple_dns::rdata::RData;
-use simple_dns::{CLASS, Name as DnsName, Packet, PacketFlag, QTYPE, Question, RCODE, TYPE};
+use simple_dns::TYPE;
 use switchback_control::Name;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UdpSocket;
 use tokio::time::{sleep_until, timeout};
 
+use self::question::{Query, Said};
 use crate::io::{socket, stagger};
 
 /// A whole lookup takes no longer (R-FX-3).
@@ -283,114 +284,6 @@ async fn ask_by_stream(query: &Query, through: Name, server: SocketAddr) -> Said
     }
 }
 
-/// The state of one question.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Said {
-    Pending,
-    Addresses(Vec<IpAddr>, Duration),
-    /// Only another name to ask for.
-    Alias(String, Duration),
-    /// No such name, or none of this family.
-    Nothing,
-    Truncated,
-    Failed,
-}
-
-impl Said {
-    fn ttl(&self) -> Duration {
-        match self {
-            Said::Addresses(_, ttl) | Said::Alias(_, ttl) => *ttl,
-            Said::Pending | Said::Nothing | Said::Truncated | Said::Failed => TTL_RANGE.1,
-        }
-    }
-
-    fn addresses(&self) -> Vec<IpAddr> {
-        match self {
-            Said::Addresses(addresses, _) => addresses.clone(),
-            Said::Pending | Said::Alias(..) | Said::Nothing | Said::Truncated | Said::Failed => Vec::new(),
-        }
-    }
-}
-
-/// One question, and how its answer is recognised.
-#[derive(Debug)]
-struct Query {
-    id: u16,
-    host: String,
-    kind: TYPE,
-    bytes: Vec<u8>,
-}
-
-impl Query {
-    fn new(host: &str, kind: TYPE) -> io::Result<Query> {
-        // The standard library keys its hasher from the kernel's randomness; enough for a number that a stranger off
-        // the path must guess together with our port.
-        let id = RandomState::new().build_hasher().finish() as u16;
-        let mut packet = Packet::new_query(id);
-        packet.set_flags(PacketFlag::RECURSION_DESIRED);
-        let name = DnsName::new(host).map_err(io::Error::other)?;
-        packet.questions.push(Question::new(name, QTYPE::TYPE(kind), CLASS::IN.into(), false));
-        let bytes = packet.build_bytes_vec().map_err(io::Error::other)?;
-        Ok(Query { id, host: host.to_owned(), kind, bytes })
-    }
-
-    /// What a message says to this question; `None` when it is no answer to it.
-    fn read(&self, message: &[u8]) -> Option<Said> {
-        let packet = Packet::parse(message).ok()?;
-        let [question] = packet.questions.as_slice() else { return None };
-        let ours = packet.id() == self.id
-            && packet.has_flags(PacketFlag::RESPONSE)
-            && question.qtype == QTYPE::TYPE(self.kind)
-            && question.qclass == CLASS::IN.into()
-            && same(&question.qname, &self.host);
-        if !ours {
-            return None;
-        }
-        if packet.has_flags(PacketFlag::TRUNCATION) {
-            return Some(Said::Truncated);
-        }
-        Some(match packet.rcode() {
-            RCODE::NoError => self.chase(&packet),
-            RCODE::NameError => Said::Nothing,
-            _ => Said::Failed,
-        })
-    }
-
-    /// Follows the aliases within one answer to the addresses at their end.
-    fn chase(&self, packet: &Packet<'_>) -> Said {
-        let mut at = self.host.clone();
-        let mut ttl = TTL_RANGE.1;
-        for _ in 0..ALIASES_MAX {
-            let alias = packet.answers.iter().find_map(|record| match &record.rdata {
-                RData::CNAME(target) if same(&record.name, &at) => Some((target.0.to_string(), record.ttl)),
-                _ => None,
-            });
-            let Some((target, seconds)) = alias else { break };
-            ttl = ttl.min(Duration::from_secs(u64::from(seconds)));
-            at = target;
-        }
-        let mut addresses = Vec::new();
-        for record in packet.answers.iter().filter(|record| same(&record.name, &at)) {
-            let address: IpAddr = match &record.rdata {
-                RData::A(a) if self.kind == TYPE::A => Ipv4Addr::from(a.address).into(),
-                RData::AAAA(aaaa) if self.kind == TYPE::AAAA => Ipv6Addr::from(aaaa.address).into(),
-                _ => continue,
-            };
-            ttl = ttl.min(Duration::from_secs(u64::from(record.ttl)));
-            addresses.push(address);
-        }
-        match addresses.is_empty() {
-            false => Said::Addresses(addresses, ttl),
-            true if at.eq_ignore_ascii_case(&self.host) => Said::Nothing,
-            true => Said::Alias(at, ttl),
-        }
-    }
-}
-
-fn same(name: &DnsName<'_>, host: &str) -> bool {
-    name.to_string().trim_end_matches('.').eq_ignore_ascii_case(host.trim_end_matches('.'))
-}
-
 /// The last good address first, then the families in turn, IPv6 first (RFC 8305 section 4).
 fn interleaved(addresses: Vec<IpAddr>, good: Option<IpAddr>) -> Vec<IpAddr> {
     let first = good.filter(|good| addresses.contains(good));
@@ -431,8 +324,9 @@ fn name_servers(text: &str) -> Vec<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use simple_dns::ResourceRecord;
-    use simple_dns::rdata::{A, AAAA, CNAME};
+    use simple_dns::rdata::{A, AAAA, CNAME, RData};
+    use simple_dns::{CLASS, Name as DnsName, Packet, PacketFlag, QTYPE, RCODE, ResourceRecord};
+    use std::net::{Ipv4Addr, Ipv6Addr};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio::net::TcpListener;
@@ -443,6 +337,8 @@ mod tests {
         Honest,
         NoSuchName,
         Failing,
+        /// For IPv4; of IPv6 it says that there is none.
+        HalfFailing,
         Silent,
         SilentOnce,
         WrongId,
@@ -474,6 +370,10 @@ mod tests {
             Manner::Honest | Manner::SilentOnce => packet.answers.push(record(&asked, address)),
             Manner::NoSuchName => *packet.rcode_mut() = RCODE::NameError,
             Manner::Failing => *packet.rcode_mut() = RCODE::ServerFailure,
+            Manner::HalfFailing if question.qtype == QTYPE::TYPE(TYPE::A) => {
+                *packet.rcode_mut() = RCODE::ServerFailure;
+            }
+            Manner::HalfFailing => {}
             Manner::Silent => return None,
             Manner::WrongId => {
                 packet.set_id(packet.id().wrapping_add(1));
@@ -586,7 +486,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_failing_server_hands_over_at_once_and_a_silent_one_soon() {
-        for (manner, least) in [(Manner::Failing, Duration::ZERO), (Manner::Silent, PATIENCE)] {
+        for (manner, least) in
+            [(Manner::Failing, Duration::ZERO), (Manner::HalfFailing, Duration::ZERO), (Manner::Silent, PATIENCE)]
+        {
             let good = fake("127.0.0.3", 0, Manner::Honest).await;
             let port = good.address.port();
             let bad = fake("127.0.0.2", port, manner).await;
