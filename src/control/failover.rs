@@ -85,8 +85,8 @@ pub struct Ground<'a, 't> {
     pub reach: &'a mut Reachability,
     pub outages: &'a mut Outages,
     pub flow: Flow,
-    /// An interface became ready through this event.
-    pub hope: bool,
+    /// Interfaces that became ready through this event.
+    pub hope: &'a [Name],
     pub line: Option<Line>,
 }
 
@@ -172,6 +172,8 @@ pub struct Failover {
     all_paths_failed: bool,
     last_full: Option<Instant>,
     last_hope: Option<Instant>,
+    /// What became ready since the last round began.
+    hoped: Vec<Name>,
     started: Instant,
     /// The version that a server is known to speak: its CONNACK said yes to it.
     versions: BTreeMap<u8, Version>,
@@ -206,6 +208,7 @@ impl Failover {
             all_paths_failed: false,
             last_full: None,
             last_hope: None,
+            hoped: Vec::new(),
             started: now,
             versions: BTreeMap::new(),
             server: 0,
@@ -219,6 +222,10 @@ impl Failover {
     pub fn step(&mut self, g: &mut Ground) {
         if !g.flow.empty {
             self.last_busy = g.turn.now;
+        }
+        if matches!(self.walk, Walk::Resting | Walk::Waiting { .. }) {
+            let new = g.hope.iter().filter(|name| !self.hoped.contains(name)).copied();
+            self.hoped.extend(new.collect::<Vec<_>>());
         }
         if let Event::Asked(command) = g.event {
             self.command(g, command);
@@ -433,7 +440,7 @@ impl Failover {
         if !self.wants(g) {
             return Walk::Resting;
         }
-        let until = if g.hope && hopeful(cause) { until.min(self.hope_at(now, cause)) } else { until };
+        let until = if !g.hope.is_empty() && hopeful(cause) { until.min(self.hope_at(now, cause)) } else { until };
         if now >= until { self.begin(g) } else { Walk::Waiting { until, cause } }
     }
 
@@ -443,9 +450,7 @@ impl Failover {
             return now;
         }
         let at = self.last_hope.map_or(now, |last| now.max(last + HOPE_EVERY));
-        if at <= now {
-            self.last_hope = Some(now);
-        }
+        self.last_hope = Some(at);
         at
     }
 
@@ -491,7 +496,9 @@ impl Failover {
         if starting && self.better_is_coming(g, &round) {
             return Walk::Waiting { until: self.started + START_PATIENCE, cause: Reason::Restart };
         }
-        if self.all_paths_failed {
+        let hoped = core::mem::take(&mut self.hoped);
+        round.admit(&hoped, g.walk);
+        if self.all_paths_failed && hoped.is_empty() {
             if self.last_full.is_some_and(|at| now < at + FULL_WALK_PATH) {
                 round.rest.truncate(1);
             } else {
@@ -543,9 +550,7 @@ impl Failover {
         other_version: bool,
     ) -> Walk {
         let attempt = g.turn.number();
-        let class = g.interfaces.class(interface).unwrap_or(Class::Ethernet);
-        let alone = g.ready_count() < 2;
-        let limit = dial_limit(class, alone, self.failed_rounds, g.uplink(interface).connect_timeout);
+        let limit = self.dial_limit(g, interface);
         g.outages.tried(interface);
         g.turn.ask(Action::Dial { interface, server, attempt });
         let candidate = Candidate {
@@ -553,6 +558,7 @@ impl Failover {
             server,
             servers_left,
             attempt,
+            born: g.turn.now,
             deadline: g.turn.now + limit,
             step: Step::Resolving,
             connecting: false,
@@ -561,8 +567,21 @@ impl Failover {
         Walk::Trying { candidate, round }
     }
 
-    fn trying(&mut self, g: &mut Ground, mut candidate: Candidate, round: Round) -> Walk {
+    fn dial_limit(&self, g: &Ground, interface: Name) -> Duration {
+        let class = g.interfaces.class(interface).unwrap_or(Class::Ethernet);
+        let alone = g.ready_count() < 2;
+        dial_limit(class, alone, self.failed_rounds, g.uplink(interface).connect_timeout)
+    }
+
+    fn trying(&mut self, g: &mut Ground, mut candidate: Candidate, mut round: Round) -> Walk {
         let own = candidate.attempt;
+        if !g.hope.is_empty() && round.via.is_none() {
+            // What has just become ready is tried in this round, and this candidate is alone no more.
+            round.admit(g.hope, g.walk);
+            if !candidate.connecting {
+                candidate.deadline = candidate.deadline.min(candidate.born + self.dial_limit(g, candidate.interface));
+            }
+        }
         if let Some(reason) = g.interfaces.dead(candidate.interface) {
             g.turn.ask(Action::HangUp { attempt: own, goodbye: Goodbye::Abort });
             return self.candidate_failed(g, candidate, round, reason);
@@ -645,7 +664,7 @@ impl Failover {
         }
         let walk_on = match blame {
             Blame::Path | Blame::Ours => true,
-            Blame::Server => self.other_paths_due(now),
+            Blame::Server => self.other_paths_due(now) || round.only_fresh(),
             Blame::Credentials | Blame::Identity => false,
         };
         if walk_on { self.next_candidate(g, round) } else { self.round_failed(g, round) }
@@ -704,7 +723,7 @@ impl Failover {
         self.next = From::Current(candidate.interface);
         self.since = g.turn.now;
         g.reach.good(g.turn.now, candidate.interface);
-        g.outages.ended(g.turn);
+        g.outages.reached(g.turn);
         g.line = Some(Line::Open { attempt: candidate.attempt, window });
         if let Some(request) = via {
             // The operator wanted this connection: it is held as one that `connect` asked for.
@@ -742,10 +761,11 @@ impl Failover {
     }
 }
 
-/// Whether a new interface gives hope: it does unless the server itself would not have us.
+/// Whether a new interface gives hope: it does unless the server itself does not believe us.
 fn hopeful(cause: Reason) -> bool {
     match cause.blame() {
-        Blame::Path | Blame::Ours => true,
-        Blame::Server | Blame::Credentials | Blame::Identity => false,
+        // A firewall that refuses in the server's name is passed by over another interface.
+        Blame::Path | Blame::Ours | Blame::Server => true,
+        Blame::Credentials | Blame::Identity => false,
     }
 }

@@ -124,7 +124,7 @@ impl Control {
         let mut actions = Vec::new();
         self.now = self.now.max(now);
         self.excuse_stall();
-        let hope = !self.interfaces.absorb(self.now, event).is_empty();
+        let hope = self.interfaces.absorb(self.now, event);
         if let Event::DeviceGone { interface } = event {
             self.reachability.vanished(*interface);
         }
@@ -148,7 +148,7 @@ impl Control {
             reach: &mut self.reachability,
             outages: &mut self.outages,
             flow,
-            hope,
+            hope: &hope,
             line: None,
         };
         self.failover.step(&mut ground);

@@ -79,7 +79,15 @@ impl Outages {
         }
     }
 
-    /// A session is open again.
+    /// A connection is open again. Nobody heard of a loss that is over so soon; otherwise it is over once the session
+    /// has settled (R-CL-10).
+    pub fn reached(&mut self, turn: &mut Turn) {
+        if self.open.as_ref().is_some_and(|open| !open.told) {
+            self.ended(turn);
+        }
+    }
+
+    /// A session is open again, and settled.
     pub fn ended(&mut self, turn: &mut Turn) {
         if let Some(open) = self.open.take() {
             // A planned move that came about at once was no outage.

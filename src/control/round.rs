@@ -40,6 +40,7 @@ pub struct Candidate {
     /// Servers still to be tried through this interface.
     pub servers_left: u8,
     pub attempt: Attempt,
+    pub born: Instant,
     /// When the attempt counts as failed.
     pub deadline: Instant,
     /// How far it has come; `Handshake` with `connecting` means that CONNECT is out.
@@ -70,6 +71,8 @@ pub struct Round {
     /// An operator asked for this interface alone.
     pub via: Option<Request>,
     verdict: Option<Reason>,
+    /// Became ready while the round was under way: tried even if the server refuses over the others.
+    fresh: Vec<Name>,
 }
 
 impl Round {
@@ -84,12 +87,33 @@ impl Round {
         let (before, after) = walk.split_at(start.min(walk.len()));
         let ready = |name: &Name| interfaces.readiness(*name) == Readiness::Ready;
         let rest = after.iter().chain(before).copied().filter(ready).collect();
-        Round { rest, via: None, verdict: None }
+        Round { rest, via: None, verdict: None, fresh: Vec::new() }
     }
 
     /// This interface alone, once, because an operator asked for it.
     pub fn only(name: Name, request: Request) -> Round {
-        Round { rest: [name].into(), via: Some(request), verdict: None }
+        Round { rest: [name].into(), via: Some(request), verdict: None, fresh: Vec::new() }
+    }
+
+    /// These became ready: they are tried in this round, once, each before what is worse.
+    pub fn admit(&mut self, names: &[Name], walk: &[Name]) {
+        let rank = |name: Name| walk.iter().position(|n| *n == name);
+        for name in names.iter().copied().filter(|n| rank(*n).is_some()) {
+            if self.fresh.contains(&name) {
+                continue;
+            }
+            self.fresh.push(name);
+            if !self.rest.contains(&name) {
+                let at = self.rest.iter().position(|n| rank(*n) > rank(name)).unwrap_or(self.rest.len());
+                self.rest.insert(at, name);
+            }
+        }
+    }
+
+    /// Goes on to what became ready meanwhile, and to nothing else. Says whether there is any.
+    pub fn only_fresh(&mut self) -> bool {
+        self.rest.retain(|n| self.fresh.contains(n));
+        !self.rest.is_empty()
     }
 
     /// A try failed. What the server itself said weighs more than a silent path.

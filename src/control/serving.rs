@@ -148,6 +148,7 @@ impl Serving {
             server: self.session.server,
             servers_left: 0,
             attempt: *attempt,
+            born: g.turn.now,
             deadline,
             step: if connecting { Step::Handshake } else { Step::Connecting },
             connecting,
@@ -318,6 +319,7 @@ impl Failover {
         let name = serving.session.interface;
         if matches!(g.event, Event::Settled { attempt } if *attempt == serving.session.attempt) {
             serving.session.settled = true;
+            g.outages.ended(g.turn);
             self.answer_all(g, Outcome::Done);
             if !serving.via && self.saved.last_good != Some(name) {
                 self.saved.last_good = Some(name);
@@ -472,7 +474,7 @@ impl Failover {
                 None
             }
             // Every rescue failed, but another way has just come up.
-            Silence::Suspect | Silence::Guilty if serving.spare == Spare::None && g.hope => {
+            Silence::Suspect | Silence::Guilty if serving.spare == Spare::None && !g.hope.is_empty() => {
                 self.rescue(g, serving, Vec::new());
                 None
             }

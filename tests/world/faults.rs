@@ -107,6 +107,7 @@ impl World {
         if self.plan.profile == Profile::Lossy {
             // One kind of loss for the whole run: what R-LV-8 speaks of.
             let loss = *self.dice.pick(&[10, 20, 50, 50]);
+            self.oracle.false_moves_allowed = if loss > 20 { 1 } else { 0 };
             for net in &mut self.nets {
                 net.path.loss = loss;
                 net.path.healthy_since = u64::MAX;
@@ -336,6 +337,8 @@ impl World {
         self.calm_cloud();
         self.store_heals();
         self.after(100, What::People(people::Change::Connect));
+        // In manual mode the first may come before anything is ready.
+        self.after(1_200_000, What::People(people::Change::Connect));
         // Whatever is still to be undone finds everything well; a device that could not be told of is told of again.
         for net in 0..self.nets.len() {
             self.after(90_000, What::Network(network::Change::Truth(net)));

@@ -10,7 +10,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::time::Duration;
 
-use switchback_control::{Action, Control, Event, Instant, Name, Notice, Saved, Unreleased};
+use switchback_control::status::State;
+use switchback_control::{Action, Control, Event, Failback, Instant, Mode, Name, Notice, Saved, Unreleased};
 
 use crate::story::{self, Heading};
 
@@ -488,7 +489,8 @@ impl World {
     fn final_account(&mut self) {
         let Some(control) = self.control.as_ref() else { self.broken("no daemon after the calm") };
         let status = control.status();
-        if !status.connected {
+        let idle = status.state == State::Idle && matches!(self.plan.settings.mode, Mode::OnDemand { .. });
+        if !status.connected && !idle {
             self.broken(&format!("not connected after an hour of calm: {:?}", status.state));
         }
         if status.delivery.messages > 0 {
@@ -499,7 +501,7 @@ impl World {
             self.broken(&format!("accepted and never arrived: {owed:?}"));
         }
         self.account_people();
-        if self.plan.settings.failback == switchback_control::Failback::Auto {
+        if self.plan.settings.failback == Failback::Auto && !idle {
             let best = status.walk.first().copied();
             if status.uplink != best {
                 self.broken(&format!("uplink {:?} is not the best, {best:?}", status.uplink));

@@ -76,10 +76,13 @@ pub struct Oracle {
     via: Option<u64>,
     commanded: u64,
     suspicious: u64,
+    false_moves: u32,
+    /// On a path that only loses packets.
+    pub false_moves_allowed: u32,
 }
 
-/// Dials in any ten seconds, at most: five a second, and a new start.
-const DIALS_IN_TEN_SECONDS: usize = 55;
+/// Dials in any ten seconds, at most: five a second, one in four in both protocol versions, and a new start.
+const DIALS_IN_TEN_SECONDS: usize = 67;
 /// Spares through metered interfaces in any hour, at most: rescues and trials together.
 const METERED_SPARES_AN_HOUR: usize = 40;
 /// Deadlines served in any second, at most: more is a heart that spins.
@@ -124,6 +127,8 @@ impl Oracle {
             via: None,
             commanded: 0,
             suspicious: 0,
+            false_moves: 0,
+            false_moves_allowed: 0,
         }
     }
 
@@ -311,11 +316,22 @@ impl World {
         let moving = actions.iter().any(|a| {
             matches!(a, Action::HangUp { attempt, goodbye: switchback_control::Goodbye::Moving } if attempt.0 == lost)
         });
-        if dead || moving {
+        let not_needed = self.oracle.settings.mode != Mode::Auto
+            && actions.iter().any(|a| {
+                matches!(a, Action::HangUp { attempt, goodbye: switchback_control::Goodbye::Offline } if attempt.0 == lost)
+            });
+        if dead || moving || not_needed {
             return None;
         }
         if now < self.oracle.last_inbound + 500 {
             return Some(format!("dropped #{lost}, which answered {} ms ago", now - self.oracle.last_inbound));
+        }
+        if self.plan.profile == Profile::Lossy {
+            self.oracle.false_moves += 1;
+            let hours = (now / 3_600_000 + 1) as u32;
+            if self.oracle.false_moves > self.oracle.false_moves_allowed {
+                return Some(format!("{} moves for nothing in {hours} hours of loss", self.oracle.false_moves));
+            }
         }
         let net = net?;
         let path = &self.nets[net].path;
