@@ -149,7 +149,10 @@ async fn serve(config: Config, places: &Places) -> io::Result<()> {
         state_file: places.runtime.join("state"),
         changed: true,
     };
+    let cloud = daemon.hands.cloud.clone();
     let ended = daemon.run().await;
+    // The offline status and the DISCONNECT of a clean stop are still on their way.
+    cloud.finished().await;
     doors.into_iter().chain(page).for_each(|door| door.abort());
     applications.stop().await;
     finish(store).await;
