@@ -170,9 +170,11 @@ impl Control {
             uplink: serving.map(|s| self.interfaces.spoken(s.session.interface)),
             since: self.failover.since,
             last_inbound: serving.map(|s| s.session.last_inbound),
+            // While an attempt is under way, the next one is now (R-CL-1).
             next_attempt: match &self.failover.walk {
                 Walk::Waiting { until, .. } => Some(*until),
-                Walk::Resting | Walk::Trying { .. } | Walk::Serving(_) => None,
+                Walk::Trying { .. } => Some(self.now),
+                Walk::Resting | Walk::Serving(_) => None,
             },
             session: serving.map(|s| SessionStatus {
                 attempt: s.session.attempt,
