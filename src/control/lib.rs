@@ -162,6 +162,11 @@ impl Control {
             None => {}
         }
         self.delivery.step(&mut turn, event);
+        if turn.actions.iter().any(|a| matches!(a, Action::Transmit { .. }))
+            && let Some(session) = self.failover.session_mut()
+        {
+            session.spoke(self.now);
+        }
         let attempt = self.failover.session().map(|s| s.attempt);
         self.flushes.step(&mut turn, event, self.delivery.is_empty(), attempt);
         self.outages.step(&mut turn);

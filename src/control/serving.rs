@@ -152,6 +152,7 @@ impl Serving {
             deadline,
             step: if connecting { Step::Handshake } else { Step::Connecting },
             connecting,
+            version: self.session.version,
             other_version: false,
         };
         Some((candidate, via))
@@ -224,7 +225,7 @@ impl Failover {
             }
             Event::Acked { attempt, .. } if attempt == session.attempt => {
                 if let Some(sample) = g.flow.sample {
-                    session.round_trip.sample(sample);
+                    session.answered(now, sample);
                 }
                 session.heard(now);
             }
@@ -535,7 +536,9 @@ impl Failover {
 
     /// The suspect answered: the spare is closed, and this path is suspected less readily for a while.
     fn acquit(&mut self, g: &mut Ground, serving: &mut Serving) {
-        g.reach.suspected_in_vain(g.turn.now, serving.session.interface);
+        let now = g.turn.now;
+        g.reach.suspected_in_vain(now, serving.session.interface);
+        serving.session.acquitted(g.reach.vain(now, serving.session.interface));
         match &serving.spare {
             Spare::Dialling { purpose: Purpose::Rescue { .. }, .. } | Spare::Ready { .. } => {
                 serving.drop_spare(g, Reason::User);
