@@ -178,6 +178,11 @@ pub struct Failover {
     pub requests: Vec<Request>,
     /// Since when the current state has held, for displays.
     pub since: Instant,
+    /// Spares opened over metered interfaces on suspicion, and since when they are counted.
+    pub rescues: u32,
+    pub rescues_since: Option<Instant>,
+    /// When a CONNECT was last given up without an answer.
+    pub abandoned: Option<Instant>,
     /// On demand: the last moment there was something to send.
     last_busy: Instant,
 }
@@ -210,6 +215,9 @@ impl Failover {
             requests: Vec::new(),
             since: now,
             last_busy: now,
+            rescues: 0,
+            rescues_since: None,
+            abandoned: None,
         }
     }
 
@@ -574,6 +582,9 @@ impl Failover {
             }
         }
         if let Some(reason) = g.interfaces.dead(candidate.interface) {
+            if candidate.connecting {
+                self.abandoned = Some(g.turn.now);
+            }
             g.turn.ask(Action::HangUp { attempt: own, goodbye: Goodbye::Abort });
             return self.candidate_failed(g, candidate, round, reason);
         }
@@ -600,6 +611,9 @@ impl Failover {
             _ => {}
         }
         if g.turn.now >= candidate.deadline {
+            if candidate.connecting {
+                self.abandoned = Some(g.turn.now);
+            }
             g.turn.ask(Action::HangUp { attempt: own, goodbye: Goodbye::Abort });
             let (reason, _) = candidate.timed_out();
             return self.candidate_failed(g, candidate, round, reason);

@@ -75,7 +75,6 @@ pub struct Oracle {
     held: bool,
     via: Option<u64>,
     commanded: u64,
-    suspicious: u64,
     false_moves: u32,
     /// On a path that only loses packets.
     pub false_moves_allowed: u32,
@@ -126,7 +125,6 @@ impl Oracle {
             held: false,
             via: None,
             commanded: 0,
-            suspicious: 0,
             false_moves: 0,
             false_moves_allowed: 0,
         }
@@ -316,10 +314,7 @@ impl World {
         let moving = actions.iter().any(|a| {
             matches!(a, Action::HangUp { attempt, goodbye: switchback_control::Goodbye::Moving } if attempt.0 == lost)
         });
-        let not_needed = self.oracle.settings.mode != Mode::Auto
-            && actions.iter().any(|a| {
-                matches!(a, Action::HangUp { attempt, goodbye: switchback_control::Goodbye::Offline } if attempt.0 == lost)
-            });
+        let not_needed = self.oracle.settings.mode != Mode::Auto;
         if dead || moving || not_needed {
             return None;
         }
@@ -469,7 +464,7 @@ impl World {
         if now < told.unfit_at + hold || now < told.failed_at + hold {
             return Some(format!("moves from #{session} before the hold-down is over"));
         }
-        if told.proofs[0] + 30_000 < now {
+        if told.proofs[0] + 30_000 < now && !o.recently_stalled(now, 30_000) {
             return Some("moves after one proof only".into());
         }
         None
@@ -618,6 +613,7 @@ impl Oracle {
             Event::DeviceGone { interface } => {
                 let told = self.told(*interface);
                 *told = Told { unfit_at: now, ..Told::default() };
+                self.kernel.remove(interface);
             }
             Event::DeviceSeen { interface, device } => {
                 if let Some(kernel) = device.ip_interface {
@@ -650,12 +646,11 @@ impl Oracle {
             }
             Event::DialFailed { attempt, reason, .. } | Event::Closed { attempt, reason, .. } => {
                 if let Some(dialled) = self.live.remove(&attempt.0) {
-                    self.told(dialled.interface).failed_at = now;
+                    if *reason != Reason::SessionTakenOver {
+                        self.told(dialled.interface).failed_at = now;
+                    }
                     if self.session == Some(attempt.0) {
                         self.session_ends(now);
-                    }
-                    if *reason == Reason::SessionTakenOver {
-                        self.suspicious = now;
                     }
                 }
             }
