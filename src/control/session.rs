@@ -106,6 +106,10 @@ pub struct Session {
     /// Silence before this moment is forgiven: it was ours.
     excused: Instant,
     asked: Asked,
+    /// The oldest ping that is still unanswered.
+    pinged: Option<Instant>,
+    /// The server has answered a question asked then: what was sent before reached it, and is slow, not lost.
+    reached: Instant,
     ping_after: Duration,
     /// The server closes a connection on which we say nothing for one and a half keep alives, whatever it sends.
     spoke: Instant,
@@ -155,6 +159,8 @@ impl Session {
             round_trip: RoundTrip::default(),
             excused: now,
             asked: Asked::No,
+            pinged: None,
+            reached: Instant::default(),
             ping_after,
             spoke: now,
             speak_after: (!keep_alive.is_zero()).then_some(by_keep_alive),
@@ -172,6 +178,9 @@ impl Session {
 
     /// The ping was answered; to be told before `heard`.
     pub fn ponged(&mut self, now: Instant) {
+        if let Some(at) = self.pinged.take() {
+            self.reached = at;
+        }
         match self.asked {
             Asked::No => {}
             Asked::Once(at) => self.answered(now, now.since(at)),
@@ -207,6 +216,11 @@ impl Session {
         self.extra_margin = extra_margin(vain);
     }
 
+    /// Messages sent up to then are known to have reached the server: they raise no suspicion.
+    pub fn reached(&self) -> Instant {
+        self.reached
+    }
+
     /// A message goes out now.
     pub fn spoke(&mut self, now: Instant) {
         self.spoke = now;
@@ -215,6 +229,7 @@ impl Session {
     /// A ping goes out now.
     pub fn asks(&mut self, now: Instant) {
         self.spoke = now;
+        self.pinged.get_or_insert(now);
         self.asked = match self.asked {
             Asked::No => Asked::Once(now),
             Asked::Once(first) | Asked::Twice { first, .. } => Asked::Twice { first, again: now },
@@ -247,7 +262,7 @@ impl Session {
         }
     }
 
-    /// How silent it is, given the moment the oldest message in flight was sent.
+    /// How silent it is, given the moment the oldest message in flight was sent that is not known to have arrived.
     pub fn silence(&self, now: Instant, oldest_sent: Option<Instant>) -> Silence {
         match self.silent_since(oldest_sent) {
             Some(since) if now >= since + self.patience(since, MOVE_MARGIN) => Silence::Guilty,

@@ -82,8 +82,9 @@ pub struct Oracle {
 
 /// Dials in any ten seconds, at most: five a second, one in four in both protocol versions, and a new start.
 const DIALS_IN_TEN_SECONDS: usize = 67;
-/// Spares through metered interfaces in any hour, at most: rescues and trials together.
-const METERED_SPARES_AN_HOUR: usize = 40;
+/// Rescues through metered interfaces in any hour, at most: the end of one hour's and the next one's, and trials that
+/// began in a moment of silence.
+const METERED_SPARES_AN_HOUR: usize = 30;
 /// Deadlines served in any second, at most: more is a heart that spins.
 const DEADLINES_A_SECOND: usize = 60;
 /// A dial or a spare that is neither session nor gone after this long has been forgotten.
@@ -427,7 +428,8 @@ impl World {
         }
         let metered = self.control()?.status().uplinks.iter().any(|u| u.interface == interface && u.metered);
         let o = &mut self.oracle;
-        if metered && o.session.is_some() && !matches!(event, Event::Asked(_)) {
+        let rescue = now >= o.last_inbound + 300;
+        if metered && rescue && o.session.is_some() && !matches!(event, Event::Asked(_)) {
             o.spare_metered.push_back(now);
             while o.spare_metered.front().is_some_and(|at| at + 3_600_000 < now) {
                 o.spare_metered.pop_front();
