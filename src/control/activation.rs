@@ -12,6 +12,7 @@ use crate::action::Action;
 use crate::event::{Attempt, Event};
 use crate::interfaces::{Interfaces, Readiness};
 use crate::name::{Class, Name};
+use crate::reason::Reason;
 use crate::settings::{Standby, Uplink};
 use crate::time::Instant;
 use crate::turn::Turn;
@@ -76,6 +77,12 @@ impl Activation {
             failures: 0,
             ours: false,
         });
+        if matches!(entry.state, State::Resting { .. })
+            && matches!(readiness, Readiness::Activatable | Readiness::Not(Reason::User | Reason::NoProfile))
+        {
+            // Somebody else took it down: whoever brings it up again, it is not ours any more.
+            entry.ours = false;
+        }
         match (readiness, entry.state) {
             (Readiness::Ready, _) if !wanted && entry.ours => {
                 *entry = Entry { state: State::Resting { until: now }, failures: 0, ours: false };

@@ -167,9 +167,9 @@ impl Delivery {
         }
     }
 
-    /// When the oldest message in flight was sent.
-    pub fn oldest_sent(&self) -> Option<Instant> {
-        self.window.front().map(|s| s.at)
+    /// When the oldest message in flight that was sent after this moment was sent.
+    pub fn oldest_sent(&self, after: Instant) -> Option<Instant> {
+        self.window.iter().map(|s| s.at).find(|at| *at > after)
     }
 
     /// The round trip that an acknowledgement of `seq` would show now; none for a message sent twice (Karn).

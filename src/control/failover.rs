@@ -175,13 +175,18 @@ pub struct Failover {
     /// What became ready since the last round began.
     hoped: Vec<Name>,
     started: Instant,
-    /// The version that a server is known to speak: its CONNACK said yes to it.
+    /// The version that a server is known to speak: it said yes to it, or no to the other.
     versions: BTreeMap<u8, Version>,
     /// The server tried first: the one that carried the last session.
     server: u8,
     pub requests: Vec<Request>,
     /// Since when the current state has held, for displays.
     pub since: Instant,
+    /// Spares opened over metered interfaces on suspicion, and since when they are counted.
+    pub rescues: u32,
+    pub rescues_since: Option<Instant>,
+    /// When a CONNECT was last given up without an answer.
+    pub abandoned: Option<Instant>,
     /// On demand: the last moment there was something to send.
     last_busy: Instant,
 }
@@ -215,6 +220,9 @@ impl Failover {
             requests: Vec::new(),
             since: now,
             last_busy: now,
+            rescues: 0,
+            rescues_since: None,
+            abandoned: None,
         }
     }
 
@@ -534,7 +542,7 @@ impl Failover {
         while let Some(interface) = round.rest.pop_front() {
             if g.interfaces.readiness(interface) == Readiness::Ready {
                 let servers_left = g.turn.settings.servers.saturating_sub(1);
-                return self.dial(g, round, interface, self.server, servers_left, false);
+                return self.dial(g, round, interface, self.server, servers_left, None);
             }
         }
         self.round_failed(g, round)
@@ -547,7 +555,7 @@ impl Failover {
         interface: Name,
         server: u8,
         servers_left: u8,
-        other_version: bool,
+        other_version: Option<Version>,
     ) -> Walk {
         let attempt = g.turn.number();
         let limit = self.dial_limit(g, interface);
@@ -562,7 +570,8 @@ impl Failover {
             deadline: g.turn.now + limit,
             step: Step::Resolving,
             connecting: false,
-            other_version,
+            version: other_version.unwrap_or(self.version(server)),
+            other_version: other_version.is_some(),
         };
         Walk::Trying { candidate, round }
     }
@@ -583,6 +592,9 @@ impl Failover {
             }
         }
         if let Some(reason) = g.interfaces.dead(candidate.interface) {
+            if candidate.connecting {
+                self.abandoned = Some(g.turn.now);
+            }
             g.turn.ask(Action::HangUp { attempt: own, goodbye: Goodbye::Abort });
             return self.candidate_failed(g, candidate, round, reason);
         }
@@ -609,6 +621,9 @@ impl Failover {
             _ => {}
         }
         if g.turn.now >= candidate.deadline {
+            if candidate.connecting {
+                self.abandoned = Some(g.turn.now);
+            }
             g.turn.ask(Action::HangUp { attempt: own, goodbye: Goodbye::Abort });
             let (reason, _) = candidate.timed_out();
             return self.candidate_failed(g, candidate, round, reason);
@@ -623,18 +638,14 @@ impl Failover {
         candidate.deadline = g.turn.now + CONNACK_LIMIT;
         g.turn.ask(Action::Connect {
             attempt: candidate.attempt,
-            version: self.version(candidate),
+            version: candidate.version,
             keep_alive: g.uplink(candidate.interface).keep_alive,
         });
     }
 
-    /// The version to speak with a candidate: the one its server is known to speak, else 5; or the other one.
-    fn version(&self, candidate: &Candidate) -> Version {
-        let known = self.versions.get(&candidate.server).copied().unwrap_or(Version::V5);
-        match (known, candidate.other_version) {
-            (Version::V5, false) | (Version::V311, true) => Version::V5,
-            (Version::V5, true) | (Version::V311, false) => Version::V311,
-        }
+    /// The version that a server is known to speak, else 5.
+    fn version(&self, server: u8) -> Version {
+        self.versions.get(&server).copied().unwrap_or(Version::V5)
     }
 
     fn candidate_failed(&mut self, g: &mut Ground, candidate: Candidate, mut round: Round, reason: Reason) -> Walk {
@@ -651,15 +662,23 @@ impl Failover {
         let silent_refusal = candidate.connecting
             && reason == Reason::ServerShutDown
             && self.failed_rounds % OTHER_VERSION_EVERY == turn;
+        let other = match candidate.version {
+            Version::V5 => Version::V311,
+            Version::V311 => Version::V5,
+        };
+        if reason == Reason::Version {
+            self.versions.insert(candidate.server, other);
+        }
         if (reason == Reason::Version || silent_refusal) && !candidate.other_version {
-            return self.dial(g, round, candidate.interface, candidate.server, candidate.servers_left, true);
+            let Candidate { interface, server, servers_left, .. } = candidate;
+            return self.dial(g, round, interface, server, servers_left, Some(other));
         }
         let blame = reason.blame();
         if candidate.servers_left > 0 && matches!(blame, Blame::Path | Blame::Server) {
             let server = (candidate.server + 1) % g.turn.settings.servers.max(1);
             let left = candidate.servers_left - 1;
             if g.interfaces.readiness(candidate.interface) == Readiness::Ready {
-                return self.dial(g, round, candidate.interface, server, left, false);
+                return self.dial(g, round, candidate.interface, server, left, None);
             }
         }
         let walk_on = match blame {
@@ -714,7 +733,7 @@ impl Failover {
         window: u16,
         keep_alive: Duration,
     ) -> Walk {
-        let version = self.version(candidate);
+        let version = candidate.version;
         self.versions.insert(candidate.server, version);
         self.server = candidate.server;
         self.failed_rounds = 0;

@@ -162,6 +162,11 @@ impl Control {
             None => {}
         }
         self.delivery.step(&mut turn, event);
+        if turn.actions.iter().any(|a| matches!(a, Action::Transmit { .. }))
+            && let Some(session) = self.failover.session_mut()
+        {
+            session.spoke(self.now);
+        }
         let attempt = self.failover.session().map(|s| s.attempt);
         self.flushes.step(&mut turn, event, self.delivery.is_empty(), attempt);
         self.outages.step(&mut turn);
@@ -192,11 +197,16 @@ impl Control {
         };
         let status = self.delivery.status();
         Flow {
-            oldest_sent: self.delivery.oldest_sent(),
+            oldest_sent: self.oldest_sent(),
             quiet: status.in_flight <= settled,
             empty: status.messages <= u64::from(settled) && !matches!(event, Event::Offered { .. }),
             sample,
         }
+    }
+
+    /// When the oldest message was sent that the server owes an answer to.
+    fn oldest_sent(&self) -> Option<Instant> {
+        self.delivery.oldest_sent(self.failover.session().map_or(Instant::default(), |s| s.reached()))
     }
 
     /// A deadline served far too late means that the whole process stood still.
@@ -232,7 +242,7 @@ impl Control {
             interfaces: &self.interfaces,
             walk,
             reach: &self.reachability,
-            oldest_sent: self.delivery.oldest_sent(),
+            oldest_sent: self.oldest_sent(),
         }
     }
 

@@ -7,7 +7,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use crate::event::{Attempt, Request, Step};
+use crate::event::{Attempt, Request, Step, Version};
 use crate::interfaces::{Interfaces, Readiness};
 use crate::name::{Class, Name};
 use crate::reason::{Blame, Reason};
@@ -46,6 +46,8 @@ pub struct Candidate {
     /// How far it has come; `Handshake` with `connecting` means that CONNECT is out.
     pub step: Step,
     pub connecting: bool,
+    /// What will be, or was, said in CONNECT.
+    pub version: Version,
     /// The other protocol version was already tried.
     pub other_version: bool,
 }

@@ -26,6 +26,8 @@ use crate::turn::Turn;
 
 /// How long `disconnect` may flush (R-CL-6).
 const FLUSH_LIMIT: Duration = Duration::from_secs(10);
+/// A CONNECT that was given up may still reach the server this much later, and take our own session over.
+const ECHO: Duration = Duration::from_secs(60);
 /// Spares opened on suspicion over metered interfaces, at most per hour: each costs a handshake.
 const METERED_RESCUES: u32 = 12;
 const HOUR: Duration = Duration::from_secs(3600);
@@ -48,8 +50,6 @@ pub struct Serving {
     good: bool,
     /// Suspicion raised, and not yet answered.
     suspected: bool,
-    rescues: u32,
-    rescues_since: Instant,
 }
 
 impl Serving {
@@ -75,16 +75,7 @@ impl Serving {
             &uplink,
             g.reach.vain(now, candidate.interface),
         );
-        Serving {
-            session,
-            spare: Spare::None,
-            via,
-            leaving: None,
-            good: false,
-            suspected: false,
-            rescues: 0,
-            rescues_since: now,
-        }
+        Serving { session, spare: Spare::None, via, leaving: None, good: false, suspected: false }
     }
 
     /// `disconnect` without force: leaves once everything is through, or after the limit.
@@ -152,6 +143,7 @@ impl Serving {
             deadline,
             step: if connecting { Step::Handshake } else { Step::Connecting },
             connecting,
+            version: self.session.version,
             other_version: false,
         };
         Some((candidate, via))
@@ -226,7 +218,7 @@ impl Failover {
             }
             Event::Acked { attempt, .. } if attempt == session.attempt => {
                 if let Some(sample) = g.flow.sample {
-                    session.round_trip.sample(sample);
+                    session.answered(now, sample);
                 }
                 session.heard(now);
             }
@@ -257,12 +249,20 @@ impl Failover {
     fn lose(&mut self, g: &mut Ground, mut serving: Serving, reason: Reason, heard: bool) -> Walk {
         let now = g.turn.now;
         let name = serving.session.interface;
+        let echo = self.abandoned.take().is_some_and(|at| now.since(at) < ECHO);
+        let moving = matches!(serving.spare, Spare::Moving { .. });
         // Our own CONNECT on the spare ends the old connection at the server, with or without a word.
-        let taken_by_us = matches!(serving.spare, Spare::Moving { .. }) && heard;
+        let taken_by_us = (moving && heard) || (reason == Reason::SessionTakenOver && echo);
+        // A CONNECT of our own that was given up, and reached the server after all.
+        let reason = if taken_by_us && !moving { Reason::InterfaceChange } else { reason };
         if !taken_by_us {
             g.reach.bad(now, name, reason);
         }
         let spare = core::mem::replace(&mut serving.spare, Spare::None);
+        if taken_by_us && moving {
+            // The server's word on the old connection came before its answer on the new one.
+            note_return(g, &spare);
+        }
         // A spare of another's making dies with the reason: somebody else has our identity.
         let usable = reason.blame() != Blame::Identity || taken_by_us;
         let candidate = if usable { serving.candidate_of(g, &spare) } else { None };
@@ -308,9 +308,7 @@ impl Failover {
         let spare = core::mem::replace(&mut serving.spare, Spare::None);
         let (candidate, via) = serving.candidate_of(g, &spare)?;
         g.turn.ask(Action::HangUp { attempt: serving.session.attempt, goodbye: Goodbye::Abort });
-        if let Spare::Moving { purpose: Purpose::Failback { .. }, .. } = spare {
-            g.reach.returned(g.turn.now, candidate.interface);
-        }
+        note_return(g, &spare);
         Some(self.connected(g, &candidate, via, present, window, keep_alive))
     }
 
@@ -395,11 +393,18 @@ impl Failover {
             g.turn.ask(Action::HangUp { attempt, goodbye: Goodbye::Abort });
         }
         g.reach.trial_failed(now, name, reason);
+        if matches!(spare, Spare::Moving { .. }) && hang_up {
+            self.abandoned = Some(now);
+        }
         if let Spare::Dialling { purpose: Purpose::Rescue { mut tried }, .. } = spare {
             tried.push(name);
             self.rescue(g, serving, tried);
         } else {
             serving.spare_ended(g, spare, reason);
+            if serving.suspected {
+                // It would have been the rescue as well: another is needed.
+                self.rescue(g, serving, Vec::from([name]));
+            }
         }
     }
 
@@ -519,11 +524,12 @@ impl Failover {
     /// Dials the next interface that may rescue the session, if there is one.
     fn rescue(&mut self, g: &mut Ground, serving: &mut Serving, tried: Vec<Name>) {
         let now = g.turn.now;
-        if now.since(serving.rescues_since) > HOUR {
-            serving.rescues = 0;
-            serving.rescues_since = now;
+        let begun = *self.rescues_since.get_or_insert(now);
+        if now.since(begun) > HOUR {
+            self.rescues = 0;
+            self.rescues_since = Some(now);
         }
-        let spent = serving.rescues >= METERED_RESCUES;
+        let spent = self.rescues >= METERED_RESCUES;
         let round = Round::plan(From::Next(serving.session.interface), g.walk, g.interfaces);
         let fits = |name: &Name| {
             *name != serving.session.interface
@@ -532,14 +538,16 @@ impl Failover {
         };
         let Some(name) = round.rest.into_iter().find(fits) else { return };
         if g.interfaces.metered(name, g.turn.settings) {
-            serving.rescues += 1;
+            self.rescues += 1;
         }
         self.open_spare(g, serving, name, Purpose::Rescue { tried });
     }
 
     /// The suspect answered: the spare is closed, and this path is suspected less readily for a while.
     fn acquit(&mut self, g: &mut Ground, serving: &mut Serving) {
-        g.reach.suspected_in_vain(g.turn.now, serving.session.interface);
+        let now = g.turn.now;
+        g.reach.suspected_in_vain(now, serving.session.interface);
+        serving.session.acquitted(g.reach.vain(now, serving.session.interface));
         match &serving.spare {
             Spare::Dialling { purpose: Purpose::Rescue { .. }, .. } | Spare::Ready { .. } => {
                 serving.drop_spare(g, Reason::User);
@@ -604,5 +612,12 @@ impl Failover {
         g.line = Some(Line::Shut);
         self.since = g.turn.now;
         Walk::Resting
+    }
+}
+
+/// Traffic goes back to a better interface: its record counts from now.
+fn note_return(g: &mut Ground, spare: &Spare) {
+    if let Spare::Moving { interface, purpose: Purpose::Failback { .. }, .. } = spare {
+        g.reach.returned(g.turn.now, *interface);
     }
 }

@@ -16,8 +16,12 @@ use crate::time::Instant;
 /// suspicions per 150 s at 5 % loss each way, none at the second (facts 7).
 pub const SUSPECT_MARGIN: Duration = Duration::from_millis(300);
 pub const MOVE_MARGIN: Duration = Duration::from_millis(500);
-/// The most the margins grow on a path that was suspected in vain.
+/// The most the margins grow on a path that loses packets or was suspected in vain (R-LV-6).
 const MARGIN_MAX: Duration = Duration::from_secs(4);
+/// The latest answer is remembered this long: a path without loss for so long is suspected readily again.
+const LATENESS_KEPT: Duration = Duration::from_secs(300);
+/// An answer later than expected by less than this is no sign of loss.
+const LATENESS_LEAST: Duration = Duration::from_millis(20);
 /// Retransmission timeout before the first sample (RFC 6298, 2.1).
 const RTO_FIRST: Duration = Duration::from_secs(1);
 /// A deadline served this late means that we were stopped, not that the server was silent (R-LV-11).
@@ -102,9 +106,22 @@ pub struct Session {
     /// Silence before this moment is forgiven: it was ours.
     excused: Instant,
     asked: Asked,
+    /// The oldest ping that is still unanswered.
+    pinged: Option<Instant>,
+    /// The server has answered a question asked then: what was sent before reached it, and is slow, not lost.
+    reached: Instant,
     ping_after: Duration,
+    /// The server closes a connection on which we say nothing for one and a half keep alives, whatever it sends.
+    spoke: Instant,
+    speak_after: Option<Duration>,
     ping_limits: [Duration; 2],
     extra_margin: Duration,
+    /// How much later than expected the latest answer came in the last while, and when.
+    lateness: Option<(Instant, Duration)>,
+}
+
+fn extra_margin(vain: u32) -> Duration {
+    Duration::from_millis(250).saturating_mul((1u32 << vain.min(5)) - 1).min(MARGIN_MAX)
 }
 
 impl Session {
@@ -130,7 +147,6 @@ impl Session {
             None if keep_alive.is_zero() => uplink.keep_alive.saturating_mul(3) / 4,
             None => by_keep_alive,
         };
-        let extra = Duration::from_millis(250).saturating_mul((1u32 << vain.min(5)) - 1);
         Session {
             attempt,
             interface,
@@ -143,9 +159,14 @@ impl Session {
             round_trip: RoundTrip::default(),
             excused: now,
             asked: Asked::No,
+            pinged: None,
+            reached: Instant::default(),
             ping_after,
+            spoke: now,
+            speak_after: (!keep_alive.is_zero()).then_some(by_keep_alive),
             ping_limits: uplink.ping_limits,
-            extra_margin: extra.min(MARGIN_MAX),
+            extra_margin: extra_margin(vain),
+            lateness: None,
         }
     }
 
@@ -157,13 +178,58 @@ impl Session {
 
     /// The ping was answered; to be told before `heard`.
     pub fn ponged(&mut self, now: Instant) {
-        if let Asked::Once(at) = self.asked {
-            self.round_trip.sample(now.since(at));
+        if let Some(at) = self.pinged.take() {
+            self.reached = at;
         }
+        match self.asked {
+            Asked::No => {}
+            Asked::Once(at) => self.answered(now, now.since(at)),
+            // Which of the two was answered is not known; that the path is slow is.
+            Asked::Twice { first, .. } => self.late(now, now.since(first)),
+        }
+    }
+
+    /// An answer came after so long. One that is later than expected tells of loss (R-LV-6).
+    pub fn answered(&mut self, now: Instant, sample: Duration) {
+        if self.round_trip.smoothed().is_some() {
+            self.late(now, sample.saturating_sub(self.round_trip.timeout()));
+        }
+        self.round_trip.sample(sample);
+    }
+
+    fn late(&mut self, now: Instant, by: Duration) {
+        let known = self.lateness(now);
+        if by >= LATENESS_LEAST && by >= known {
+            self.lateness = Some((now, by));
+        }
+    }
+
+    fn lateness(&self, now: Instant) -> Duration {
+        match self.lateness {
+            Some((at, by)) if now.since(at) < LATENESS_KEPT => by,
+            Some(_) | None => Duration::ZERO,
+        }
+    }
+
+    /// It was suspected in vain, so often lately.
+    pub fn acquitted(&mut self, vain: u32) {
+        self.extra_margin = extra_margin(vain);
+    }
+
+    /// Messages sent up to then are known to have reached the server: they raise no suspicion.
+    pub fn reached(&self) -> Instant {
+        self.reached
+    }
+
+    /// A message goes out now.
+    pub fn spoke(&mut self, now: Instant) {
+        self.spoke = now;
     }
 
     /// A ping goes out now.
     pub fn asks(&mut self, now: Instant) {
+        self.spoke = now;
+        self.pinged.get_or_insert(now);
         self.asked = match self.asked {
             Asked::No => Asked::Once(now),
             Asked::Once(first) | Asked::Twice { first, .. } => Asked::Twice { first, again: now },
@@ -189,18 +255,18 @@ impl Session {
     /// What is due, given the moment the oldest message in flight was sent.
     pub fn due(&self, now: Instant) -> Due {
         match self.asked {
-            Asked::No if now >= self.alive() + self.ping_after => Due::Ping,
+            Asked::No if now >= self.ping_at() => Due::Ping,
             Asked::Once(at) if now >= self.excused.max(at) + self.limit(0) => Due::Ping,
             Asked::Twice { again, .. } if now >= self.excused.max(again) + self.limit(1) => Due::Dead,
             Asked::No | Asked::Once(_) | Asked::Twice { .. } => Due::Nothing,
         }
     }
 
-    /// How silent it is, given the moment the oldest message in flight was sent.
+    /// How silent it is, given the moment the oldest message in flight was sent that is not known to have arrived.
     pub fn silence(&self, now: Instant, oldest_sent: Option<Instant>) -> Silence {
         match self.silent_since(oldest_sent) {
-            Some(since) if now >= since + self.patience(MOVE_MARGIN) => Silence::Guilty,
-            Some(since) if now >= since + self.patience(SUSPECT_MARGIN) => Silence::Suspect,
+            Some(since) if now >= since + self.patience(since, MOVE_MARGIN) => Silence::Guilty,
+            Some(since) if now >= since + self.patience(since, SUSPECT_MARGIN) => Silence::Suspect,
             Some(_) | None => Silence::Innocent,
         }
     }
@@ -208,14 +274,19 @@ impl Session {
     /// When `due` or `silence` will next say something else.
     pub fn deadline(&self, now: Instant, oldest_sent: Option<Instant>) -> Instant {
         let liveness = match self.asked {
-            Asked::No => self.alive() + self.ping_after,
+            Asked::No => self.ping_at(),
             Asked::Once(at) => self.excused.max(at) + self.limit(0),
             Asked::Twice { again, .. } => self.excused.max(again) + self.limit(1),
         };
         let silence = self
             .silent_since(oldest_sent)
-            .map(|since| [since + self.patience(SUSPECT_MARGIN), since + self.patience(MOVE_MARGIN)]);
+            .map(|since| [SUSPECT_MARGIN, MOVE_MARGIN].map(|margin| since + self.patience(since, margin)));
         silence.into_iter().flatten().filter(|at| *at > now).fold(liveness, Instant::min)
+    }
+
+    fn ping_at(&self) -> Instant {
+        let idle = self.alive() + self.ping_after;
+        self.speak_after.map_or(idle, |after| idle.min(self.spoke + after))
     }
 
     fn alive(&self) -> Instant {
@@ -234,8 +305,11 @@ impl Session {
         question.map(|q| q.max(self.alive()))
     }
 
-    fn patience(&self, margin: Duration) -> Duration {
-        self.round_trip.timeout() + margin + self.extra_margin
+    /// How long silence since then is borne. A lost packet that is lost again takes twice as long, and the timer
+    /// doubles each time: hence four times the worst that was seen.
+    fn patience(&self, since: Instant, margin: Duration) -> Duration {
+        let measured = self.lateness(since).saturating_mul(4);
+        self.round_trip.timeout() + margin + self.extra_margin.max(measured).min(MARGIN_MAX)
     }
 
     fn limit(&self, index: usize) -> Duration {

@@ -217,7 +217,7 @@ impl Control {
             Walk::Waiting { cause, .. } => self.waiting_state(*cause),
             Walk::Trying { candidate, .. } => State::Step(candidate.step),
             Walk::Serving(serving) if !serving.session.settled => State::Step(Step::Handshake),
-            Walk::Serving(serving) => match serving.session.silence(self.now, self.delivery.oldest_sent()) {
+            Walk::Serving(serving) => match serving.session.silence(self.now, self.oldest_sent()) {
                 Silence::Guilty => State::Stalled,
                 Silence::Innocent | Silence::Suspect if index > 0 => State::OnlineOnBackup,
                 Silence::Innocent | Silence::Suspect => State::Online,

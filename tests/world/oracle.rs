@@ -75,7 +75,6 @@ pub struct Oracle {
     held: bool,
     via: Option<u64>,
     commanded: u64,
-    suspicious: u64,
     false_moves: u32,
     /// On a path that only loses packets.
     pub false_moves_allowed: u32,
@@ -83,8 +82,9 @@ pub struct Oracle {
 
 /// Dials in any ten seconds, at most: five a second, one in four in both protocol versions, and a new start.
 const DIALS_IN_TEN_SECONDS: usize = 67;
-/// Spares through metered interfaces in any hour, at most: rescues and trials together.
-const METERED_SPARES_AN_HOUR: usize = 40;
+/// Rescues through metered interfaces in any hour, at most: the end of one hour's and the next one's, and trials that
+/// began in a moment of silence.
+const METERED_SPARES_AN_HOUR: usize = 30;
 /// Deadlines served in any second, at most: more is a heart that spins.
 const DEADLINES_A_SECOND: usize = 60;
 /// A dial or a spare that is neither session nor gone after this long has been forgotten.
@@ -126,7 +126,6 @@ impl Oracle {
             held: false,
             via: None,
             commanded: 0,
-            suspicious: 0,
             false_moves: 0,
             false_moves_allowed: 0,
         }
@@ -316,10 +315,7 @@ impl World {
         let moving = actions.iter().any(|a| {
             matches!(a, Action::HangUp { attempt, goodbye: switchback_control::Goodbye::Moving } if attempt.0 == lost)
         });
-        let not_needed = self.oracle.settings.mode != Mode::Auto
-            && actions.iter().any(|a| {
-                matches!(a, Action::HangUp { attempt, goodbye: switchback_control::Goodbye::Offline } if attempt.0 == lost)
-            });
+        let not_needed = self.oracle.settings.mode != Mode::Auto;
         if dead || moving || not_needed {
             return None;
         }
@@ -432,7 +428,8 @@ impl World {
         }
         let metered = self.control()?.status().uplinks.iter().any(|u| u.interface == interface && u.metered);
         let o = &mut self.oracle;
-        if metered && o.session.is_some() && !matches!(event, Event::Asked(_)) {
+        let rescue = now >= o.last_inbound + 300;
+        if metered && rescue && o.session.is_some() && !matches!(event, Event::Asked(_)) {
             o.spare_metered.push_back(now);
             while o.spare_metered.front().is_some_and(|at| at + 3_600_000 < now) {
                 o.spare_metered.pop_front();
@@ -469,7 +466,7 @@ impl World {
         if now < told.unfit_at + hold || now < told.failed_at + hold {
             return Some(format!("moves from #{session} before the hold-down is over"));
         }
-        if told.proofs[0] + 30_000 < now {
+        if told.proofs[0] + 30_000 < now && !o.recently_stalled(now, 30_000) {
             return Some("moves after one proof only".into());
         }
         None
@@ -618,6 +615,7 @@ impl Oracle {
             Event::DeviceGone { interface } => {
                 let told = self.told(*interface);
                 *told = Told { unfit_at: now, ..Told::default() };
+                self.kernel.remove(interface);
             }
             Event::DeviceSeen { interface, device } => {
                 if let Some(kernel) = device.ip_interface {
@@ -650,12 +648,11 @@ impl Oracle {
             }
             Event::DialFailed { attempt, reason, .. } | Event::Closed { attempt, reason, .. } => {
                 if let Some(dialled) = self.live.remove(&attempt.0) {
-                    self.told(dialled.interface).failed_at = now;
+                    if *reason != Reason::SessionTakenOver {
+                        self.told(dialled.interface).failed_at = now;
+                    }
                     if self.session == Some(attempt.0) {
                         self.session_ends(now);
-                    }
-                    if *reason == Reason::SessionTakenOver {
-                        self.suspicious = now;
                     }
                 }
             }

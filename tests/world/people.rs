@@ -113,7 +113,9 @@ impl World {
     }
 
     fn offer(&mut self) {
-        if !self.running() {
+        // The last minutes are quiet, so that the account can be closed.
+        let closing = self.now + 300_000 > self.plan.rough_ms + self.plan.calm_ms;
+        if !self.running() || closing {
             return;
         }
         self.people.tickets += 1;
