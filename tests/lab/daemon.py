@@ -90,7 +90,8 @@ class Daemon:
         """A daemon that remembers nothing, with this configuration."""
         if self.daemon_running():
             self.daemon_kill()
-        self.run(plan.GATEWAY, f"rm -rf {self.state_dir} {plan.RUNTIME_DIR}/*; mkdir -p {self.state_dir}")
+        self.run(plan.GATEWAY, f"rm -rf {self.state_dir} {plan.RUNTIME_DIR}/* "
+                               f"{plan.LOGS}/{SERVICE}; mkdir -p {self.state_dir}")
         self.daemon_start(text)
 
     def switchback(self, *words, check=True, timeout=30, input=None):
@@ -130,5 +131,5 @@ class Daemon:
 
     def events(self):
         """`events --json` as a list of objects."""
-        out = self.switchback("events", "--json", check=False).stdout
-        return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+        done = self.switchback("events", "--json", check=False)
+        return [json.loads(line) for line in done.stdout.splitlines()] if done.returncode == 0 else []

@@ -77,9 +77,11 @@ def test_a_power_cut_in_the_middle_leaves_the_old_or_the_new(lab):
 def test_a_damaged_list_means_the_default(online):
     online.switchback("failover", "set", "cell")
     online.daemon_kill()
-    for file in online.path(online.state_dir).iterdir():
-        if "failover" in file.name:
-            file.write_bytes(file.read_bytes()[:-3])
+    damaged = [file for file in online.path(online.state_dir).iterdir()
+               if file.is_file() and file.suffix != ".jsonl" and b"cell" in file.read_bytes()]
+    assert damaged
+    for file in damaged:
+        file.write_bytes(file.read_bytes()[:-3])
     online.daemon_start()
     assert online.wait_online(within=15)["failover"]["stored"] == []
 

@@ -13,18 +13,24 @@ NAMES = {"eth": "the cable", "wifi": "Wi-Fi", "cell": "mobile", None: "nothing"}
 DEVICES = {device: NAMES[uplink.name] for uplink in plan.UPLINKS.values() for device in (uplink.device, uplink.profile)}
 
 NOISE = re.compile(r"(address|device|heard|ponged|ping|drain|drained|save|answer|asked|deadline|activation|activate"
-                   r"|networkmanager|stored|black box|start|dial #\d+ (resolving|connecting|handshake)$)")
+                   r"|networkmanager|stored|black box|started|online|session over|uplink|(dial #\d+ )?(resolving|connecting|handshake)$)")
 
 
 class Wording:
     def __init__(self):
         self.over = {}
+        self.left = set()      # connections that were let go on purpose
 
     def say(self, line):
         opened = re.match(r"dial (\S+) server \d+ (#\d+)", line)
         if opened:
             self.over[opened[2]] = DEVICES.get(opened[1], opened[1])
             return f"opens a connection over {self.over[opened[2]]}"
+        ended = re.match(r"(?:hang up|closed) (#\d+)", line)
+        if ended and ended[1] in self.left:
+            return None
+        if line.startswith("hang up"):
+            self.left.add(ended[1])
         link = re.match(r"link (\S+) (up|down|gone)", line)
         if link:
             name = DEVICES.get(link[1], link[1])
@@ -38,6 +44,7 @@ class Wording:
                 (r"closed (#\d+) (\S+)", "loses the connection over {over} ({why})"),
                 (r"hang up (#\d+)", "lets go of the connection over {over}"),
                 (r"notify (?:lost|outage) ()(\S+)", "tells applications that the cloud is away ({why})"),
+                (r"connected over \S+: (\S+), (.*)", "notes: {why}"),
                 (r"notify restored", "tells applications that the cloud is back")):
             found = re.match(pattern, line)
             if found:
