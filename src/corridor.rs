@@ -71,6 +71,8 @@ pub enum StoreJob {
     Append(Body),
     Fetch(Seq, oneshot::Sender<Option<Body>>),
     Release(Seq),
+    /// Write what is left and end.
+    Finish,
 }
 
 /// What a record needs besides topic, payload and properties: identity, numbers and flags.
@@ -215,6 +217,11 @@ impl Corridor {
     pub fn stored(&self, through: Seq) {
         let mut bodies = self.lock();
         bodies.held = bodies.held.split_off(&Seq(through.0.saturating_add(1)));
+    }
+
+    /// The daemon is stopping: the store writes what it was asked to write, and ends.
+    pub fn close(&self) {
+        let _ = self.0.store.send(StoreJob::Finish);
     }
 
     /// When the oldest message in memory was accepted: milliseconds since the epoch.

@@ -1,24 +1,43 @@
 //! What is written down: every connectivity transition, once, in the words of the heart.
 //!
 //! The black box gets each event and each deed as a line of its own, and a sentence for people whenever the state, the
-//! uplink or an outage changes; the log gets the sentences and, at debug, the lines. Message traffic is counted
-//! elsewhere and never written here, so neither payloads nor secrets can get in.
+//! uplink or an outage changes, or an attempt fails in a new way. The log gets the sentences, and the lines at debug. A
+//! failure that repeats is said once in a while, not each time. Message traffic is counted elsewhere and never
+//! written here, so neither payloads nor secrets can get in.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use switchback_control::status::{State, Summary};
-use switchback_control::{Action, Control, Event, Notice, Reason};
+use switchback_control::{Action, Attempt, Control, Event, Instant, Name, Notice, Reason};
 
+use crate::config::Config;
 use crate::io::black_box::{BlackBox, Kind};
-use crate::io::systemd;
+use crate::io::{clock, systemd};
+
+/// The same failure is said again after this long.
+const SAY_AGAIN: Duration = Duration::from_secs(300);
+/// Attempts remembered by interface and server: more than can be under way.
+const ATTEMPTS_MAX: usize = 16;
 
 /// The writer, and what it last wrote of.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Journal {
+    config: Arc<Config>,
     last: Option<Summary>,
+    /// The state last told that was no mere step of an attempt.
+    told: Option<State>,
+    attempts: BTreeMap<Attempt, (Name, u8)>,
+    failure: Option<(String, Instant)>,
 }
 
 impl Journal {
+    /// A journal that knows the servers' names.
+    pub fn new(config: Arc<Config>) -> Journal {
+        Journal { config, last: None, told: None, attempts: BTreeMap::new(), failure: None }
+    }
+
     /// Writes down one turn; true when the state, the uplink or an outage changed by it.
     pub fn note(&mut self, to: &BlackBox, event: &Event, actions: &[Action], control: &Control) -> bool {
         let deeds: Vec<&Action> = actions.iter().filter(|a| is_worth_a_line(a)).collect();
@@ -30,21 +49,132 @@ impl Journal {
             to.note(Kind::Event, &event.to_string());
             log::debug!("{event}");
         }
+        self.explain(to, event);
         for deed in &deeds {
             to.note(Kind::Action, &deed.to_string());
             log::debug!("  {deed}");
-            if let Action::Notify(notice) = deed {
-                warn(*notice);
+            match deed {
+                Action::Notify(notice) => warn(*notice),
+                Action::Dial { interface, server, attempt } => self.remember(*attempt, *interface, *server),
+                _ => {}
             }
         }
         let after = control.summary();
         let before = self.last.replace(after);
-        if let Some(sentence) = sentence(before.as_ref(), &after) {
+        if let Some(sentence) = self.sentence(before.as_ref(), &after) {
             to.note(Kind::Note, &sentence);
             say(&sentence, &after);
         }
         before != Some(after)
     }
+
+    fn remember(&mut self, attempt: Attempt, interface: Name, server: u8) {
+        self.attempts.insert(attempt, (interface, server));
+        if self.attempts.len() > ATTEMPTS_MAX {
+            self.attempts.pop_first();
+        }
+    }
+
+    /// Says why an attempt failed, and what else people must know at once.
+    fn explain(&mut self, to: &BlackBox, event: &Event) {
+        match event {
+            Event::NetworkManagerChanged { running: false } => log::warn!(
+                "NetworkManager is not running (try `systemctl start NetworkManager`); until then, interfaces that have an address are used as they are"
+            ),
+            Event::DialFailed { attempt, reason, .. } | Event::Closed { attempt, reason, .. } => {
+                let Some((interface, server)) = self.attempts.remove(attempt) else { return };
+                let server =
+                    self.config.cloud.servers.get(usize::from(server)).map(|s| s.to_string()).unwrap_or_default();
+                self.say_failure(to, *attempt, *reason, format!("{interface}: {server}: {}", in_words(*reason)));
+            }
+            Event::Connected { attempt, .. } => {
+                // From now on its end is the end of a session, which is told otherwise.
+                self.attempts.remove(attempt);
+                self.failure = None;
+            }
+            _ => {}
+        }
+    }
+
+    fn say_failure(&mut self, to: &BlackBox, attempt: Attempt, reason: Reason, sentence: String) {
+        let now = clock::now();
+        let said = self.failure.as_ref().is_some_and(|(last, at)| *last == sentence && now.since(*at) < SAY_AGAIN);
+        if said {
+            return;
+        }
+        to.note(Kind::Note, &sentence);
+        log::warn!(
+            SWITCHBACK_REASON = reason.as_str(),
+            SWITCHBACK_ATTEMPT = attempt.0;
+            "{sentence}"
+        );
+        self.failure = Some((sentence, now));
+    }
+
+    /// What a person wants to read of a change.
+    fn sentence(&mut self, before: Option<&Summary>, after: &Summary) -> Option<String> {
+        let step = matches!(after.state, State::Step(_));
+        let news = !step && self.told != Some(after.state);
+        if !step {
+            self.told = Some(after.state);
+        }
+        let old = before.and_then(|b| b.uplink);
+        match (old, after.uplink) {
+            (Some(old), Some(new)) if old != new => Some(format!("uplink {old} -> {new}")),
+            (None, Some(new)) => Some(match ended_outage(before, after) {
+                Some(outage) => format!("connected over {new}: {outage}"),
+                None => format!("connected over {new}"),
+            }),
+            (Some(old), None) => {
+                self.told = None;
+                Some(match after.outage.filter(|o| o.ended.is_none()) {
+                    Some(outage) => format!("session over {old} ended: {}", outage.last_reason),
+                    None => format!("session over {old} ended"),
+                })
+            }
+            (_, uplink) if news => Some(match uplink {
+                Some(uplink) => format!("{} over {uplink}", after.state),
+                None => after.state.to_string(),
+            }),
+            (Some(_), Some(_)) | (None, None) => None,
+        }
+    }
+}
+
+/// The outage that this turn has ended, in numbers.
+fn ended_outage(before: Option<&Summary>, after: &Summary) -> Option<String> {
+    before.and_then(|b| b.outage).filter(|o| o.ended.is_none())?;
+    let outage = after.outage?;
+    Some(format!(
+        "{}, detected after {} ms, silent for {} ms, {} attempts",
+        outage.first_cause,
+        outage.began.since(outage.alive).as_millis(),
+        outage.ended?.since(outage.alive).as_millis(),
+        outage.attempts,
+    ))
+}
+
+/// A failed attempt, and what to do about it where people can do something.
+fn in_words(reason: Reason) -> String {
+    let words = match reason {
+        Reason::Dns => "the name servers of this uplink do not answer or do not know the name",
+        Reason::NoServer => "no answer",
+        Reason::NoRoute => "cannot be reached",
+        Reason::Refused => "connection refused; does the server run, and is the port in cloud.servers right?",
+        Reason::Reset => "the connection was reset",
+        Reason::ServerShutDown => "the server closed the connection",
+        Reason::TimeLimit => "it answered, but did not finish in time",
+        Reason::Tls => "the TLS handshake failed; is cloud.ca_file the authority that signed the server's certificate?",
+        Reason::ClockWrong => "the server's certificate is not valid yet; the clock of this machine is wrong",
+        Reason::CaptivePortal => "a captive portal answers in its place",
+        Reason::Authentication => {
+            "the server refused our credentials; check cloud.username, password_file, cert_file and key_file"
+        }
+        Reason::SessionTakenOver => "another client uses our cloud.client_id",
+        Reason::Version => "the server speaks another version of MQTT",
+        other => other.as_str(),
+    };
+    format!("{words} ({reason})")
 }
 
 /// Message events and signs of life come by the thousand; they are counted, and told only if something follows from
@@ -80,38 +210,6 @@ fn tells_something(event: &Event, deeds: bool) -> bool {
 
 fn is_worth_a_line(action: &Action) -> bool {
     !action.is_message() && !matches!(action, Action::Ping { .. } | Action::Drain { .. })
-}
-
-/// What a person wants to read of a change.
-fn sentence(before: Option<&Summary>, after: &Summary) -> Option<String> {
-    let Some(before) = before else { return Some(after.state.to_string()) };
-    let millis = |d: Duration| d.as_millis();
-    if before.uplink != after.uplink {
-        return Some(match (before.uplink, after.uplink) {
-            (Some(old), Some(new)) => format!("uplink {old} -> {new}"),
-            (None, Some(new)) => match after.outage.and_then(|o| Some((o, o.ended?))) {
-                Some((outage, ended)) if before.outage.is_some_and(|o| o.ended.is_none()) => format!(
-                    "connected over {new}: {}, detected after {} ms, silent for {} ms, {} attempts",
-                    outage.first_cause,
-                    millis(outage.began.since(outage.alive)),
-                    millis(ended.since(outage.alive)),
-                    outage.attempts,
-                ),
-                Some(_) | None => format!("connected over {new}"),
-            },
-            (Some(old), None) => match after.outage.filter(|o| o.ended.is_none()) {
-                Some(outage) => format!("session over {old} ended: {}", outage.last_reason),
-                None => format!("session over {old} ended"),
-            },
-            (None, None) => return None,
-        });
-    }
-    (before.state != after.state).then(|| match (after.state, after.uplink) {
-        (state @ (State::Online | State::OnlineOnBackup | State::Stalled), Some(uplink)) => {
-            format!("{state} over {uplink}")
-        }
-        (state, _) => state.to_string(),
-    })
 }
 
 fn say(sentence: &str, after: &Summary) {

@@ -75,7 +75,12 @@ fn run(places: &Places) -> ExitCode {
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let ended = runtime.and_then(|runtime| runtime.block_on(serve(config, places)));
+    let ended = runtime.and_then(|runtime| {
+        let ended = runtime.block_on(serve(config, places));
+        // A thread that hangs on a dead disk must not keep the process.
+        runtime.shutdown_background();
+        ended
+    });
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -142,19 +147,20 @@ async fn serve(config: Config, places: &Places) -> io::Result<()> {
         events: events_inbox,
         calls: calls_inbox,
         desk,
-        journal: Journal::default(),
+        journal: Journal::new(config.clone()),
         picture,
         notices,
         black_box,
         state_file: places.runtime.join("state"),
         changed: true,
     };
-    let cloud = daemon.hands.cloud.clone();
+    let (cloud, corridor) = (daemon.hands.cloud.clone(), daemon.hands.corridor.clone());
     let ended = daemon.run().await;
     // The offline status and the DISCONNECT of a clean stop are still on their way.
     cloud.finished().await;
     doors.into_iter().chain(page).for_each(|door| door.abort());
     applications.stop().await;
+    corridor.close();
     finish(store).await;
     ended
 }

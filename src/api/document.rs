@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
-use switchback_control::status::{FailbackStatus, OutageStatus, Status, UplinkStatus};
+use switchback_control::status::{OutageStatus, Status, UplinkStatus};
 use switchback_control::{Instant, Name};
 
 use super::PublishStage;
@@ -150,7 +150,7 @@ pub fn status_document(status: &Status, live: &Live, clock: WallClock) -> Map<St
     put("uplinks", status.uplinks.iter().map(|uplink| self::uplink(uplink, live)).collect::<Vec<_>>().into());
     put("outbox", outbox(status, live, clock));
     put("last_outage", status.last_outage.as_ref().map_or(Value::Null, |outage| self::outage(outage, clock)));
-    put("failback", status.failback.as_ref().map_or(Value::Null, |failback| self::failback(status, failback, clock)));
+    put("failback", failback(status, clock));
     document
 }
 
@@ -220,11 +220,13 @@ fn outage(outage: &OutageStatus, clock: WallClock) -> Value {
     })
 }
 
-fn failback(status: &Status, failback: &FailbackStatus, clock: WallClock) -> Value {
+/// Always an object: on the best uplink there is no target.
+fn failback(status: &Status, clock: WallClock) -> Value {
+    let failback = status.failback.as_ref();
     json!({
-        "target": known_as(status, failback.target).to_string(),
-        "eligible_in_ms": failback.eligible_at.map_or(Value::Null, |at| clock.wait_ms(at)),
-        "held_because": failback.held_because,
+        "target": failback.map(|f| known_as(status, f.target).to_string()),
+        "eligible_in_ms": failback.and_then(|f| f.eligible_at).map_or(Value::Null, |at| clock.wait_ms(at)),
+        "held_because": failback.map(|f| f.held_because),
     })
 }
 
@@ -297,7 +299,7 @@ pub fn event_document(wall_us: i64, uptime_ms: u64, boot: &str, kind: &str, line
 
 #[cfg(test)]
 mod tests {
-    use switchback_control::status::{DeliveryStatus, SessionStatus, State};
+    use switchback_control::status::{DeliveryStatus, FailbackStatus, SessionStatus, State};
     use switchback_control::{Attempt, Class, Reason, Selector, Version};
 
     use super::*;
@@ -452,7 +454,7 @@ mod tests {
         status.last_inbound = None;
         status.next_attempt = Some(Instant::from_millis(100_250));
         let document = Value::Object(status_document(&status, &Live::default(), CLOCK));
-        for key in ["uplink", "class", "session", "last_outage", "failback", "last_inbound_ms"] {
+        for key in ["uplink", "class", "session", "last_outage", "last_inbound_ms"] {
             assert_eq!(document[key], Value::Null, "{key}");
         }
         assert_eq!(document["next_attempt_ms"], 250);

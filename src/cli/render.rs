@@ -36,7 +36,7 @@ pub fn status(document: &Value, age: Duration, colours: bool) -> String {
     }
     line("outbox", outbox(&document["outbox"]));
     line("list", list_line(&document["failover"]));
-    if document["failback"].is_object() {
+    if document["failback"]["target"].is_string() {
         line("failback", failback(&document["failback"], age));
     }
     line("last outage", outage(&document["last_outage"]));

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -69,7 +69,7 @@ impl Storage {
         self.figures.clone()
     }
 
-    /// Starts the thread. It ends, with everything synced, once every sender of jobs is gone.
+    /// Starts the thread. It ends, with everything synced, after `StoreJob::Finish`.
     ///
     /// # Errors
     /// When the system gives no thread.
@@ -80,6 +80,7 @@ impl Storage {
             highest_asked: Seq(0),
             unsynced: None,
             failing: None,
+            finishing: false,
             corridor,
             events,
             figures: self.figures,
@@ -96,8 +97,9 @@ struct Worker {
     highest_asked: Seq,
     /// In the outbox, not yet durable: the highest, and since when.
     unsynced: Option<(Seq, Instant)>,
-    /// The store fails since then; whether because it is full.
+    /// The store fails; whether because it is full.
     failing: Option<bool>,
+    finishing: bool,
     corridor: Corridor,
     events: Events,
     figures: Arc<StoreFigures>,
@@ -105,12 +107,8 @@ struct Worker {
 
 impl Worker {
     fn run(mut self, jobs: &Receiver<StoreJob>, interval: Option<Duration>) {
-        loop {
-            match self.gather(jobs, interval) {
-                Ok(()) => {}
-                Err(TryRecvError::Empty) => {}
-                Err(TryRecvError::Disconnected) => break,
-            }
+        while !self.finishing {
+            self.gather(jobs, interval);
             self.append();
             if self.sync_due(interval) {
                 self.sync();
@@ -125,23 +123,19 @@ impl Worker {
     }
 
     /// Waits for a job, or until something is due, and takes all that wait with it.
-    fn gather(&mut self, jobs: &Receiver<StoreJob>, interval: Option<Duration>) -> Result<(), TryRecvError> {
+    fn gather(&mut self, jobs: &Receiver<StoreJob>, interval: Option<Duration>) {
         let first = match self.patience(interval) {
-            None => jobs.recv().map_err(|_| TryRecvError::Disconnected)?,
-            Some(patience) => jobs.recv_timeout(patience).map_err(|error| match error {
-                RecvTimeoutError::Timeout => TryRecvError::Empty,
-                RecvTimeoutError::Disconnected => TryRecvError::Disconnected,
-            })?,
+            None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(patience) => jobs.recv_timeout(patience),
         };
-        self.take(first);
-        for _ in 1..TOGETHER_MAX {
-            match jobs.try_recv() {
-                Ok(job) => self.take(job),
-                // The senders' end is noticed by the next call, after what came before it is written.
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-            }
+        match first {
+            Ok(job) => self.take(job),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => self.finishing = true,
         }
-        Ok(())
+        for job in jobs.try_iter().take(TOGETHER_MAX) {
+            self.take(job);
+        }
     }
 
     fn patience(&self, interval: Option<Duration>) -> Option<Duration> {
@@ -165,6 +159,7 @@ impl Worker {
             StoreJob::Fetch(seq, answer) => {
                 let _ = answer.send(self.fetch(seq));
             }
+            StoreJob::Finish => self.finishing = true,
             StoreJob::Release(through) => {
                 self.waiting.retain(|body| body.seq > through);
                 self.outbox.release(through);
