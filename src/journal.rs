@@ -143,8 +143,9 @@ impl Journal {
 
 /// The outage that this turn has ended, in numbers.
 fn ended_outage(before: Option<&Summary>, after: &Summary) -> Option<String> {
-    before.and_then(|b| b.outage).filter(|o| o.ended.is_none())?;
-    let outage = after.outage?;
+    let open = before.and_then(|b| b.outage).filter(|o| o.ended.is_none())?;
+    // A planned move leaves no outage behind; then this is an older one.
+    let outage = after.outage.filter(|o| o.began == open.began)?;
     Some(format!(
         "{}, detected after {} ms, silent for {} ms, {} attempts",
         outage.first_cause,
