@@ -2,6 +2,20 @@
 //!
 //! The control socket, the D-Bus service and the status page all speak this: a verb with options as JSON goes in,
 //! one JSON object comes out. Nothing here touches a socket or decides anything about networks.
+//!
+//! `verb` checks what comes in, `document` builds what goes out.
+
+pub mod base64;
+mod document;
+mod verb;
+
+pub use document::{
+    Live, LiveOutbox, LiveSession, LiveUplink, PublishResult, WallClock, event_document, failover_document,
+    publish_document, result_document, rfc3339_ms, rfc3339_us, status_document,
+};
+pub use verb::{
+    EVENTS_MAX, FLUSH_TIMEOUT, LIST_MAX, PAYLOAD_MAX, PUBLISH_TIMEOUT, PublishStage, Since, TIMEOUT_MAX, Verb,
+};
 
 use serde_json::{Map, Value};
 use switchback_control::Reason;
@@ -34,3 +48,15 @@ pub type Calls = mpsc::Sender<Call>;
 
 /// Calls waiting for the loop; a front door that is ahead waits.
 pub const CALLS_MAX: usize = 64;
+
+impl Failure {
+    /// Wrong usage (exit status 2).
+    pub fn usage(message: impl Into<String>) -> Failure {
+        Failure { code: 2, message: message.into(), reason: None }
+    }
+
+    /// The thing asked for did not happen (exit status 1).
+    pub fn failed(message: impl Into<String>, reason: Option<Reason>) -> Failure {
+        Failure { code: 1, message: message.into(), reason }
+    }
+}

@@ -2,15 +2,50 @@
 //!
 //! What stands here has been checked: every duration is in its range, every name is a name, `{hostname}` and
 //! `{machine-id}` are expanded. Adapters take the part they need and read nothing else.
+//!
+//! Below: `tree` reads the files, `schema` lists the keys, `reader` takes typed values, `check` and `uplinks` fill the structs,
+//! `show` writes them out again. Every mistake is told at once, each with file, line, key and what to write instead.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
+mod check;
+mod nearest;
+mod reader;
+mod schema;
+mod show;
+mod text;
+mod tree;
+mod uplinks;
+
+use std::fmt;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use switchback_control::{Class, Name, Settings};
 
+pub use nearest::nearest;
+pub use show::{WorstCase, show, worst_cases};
+pub use text::{duration as parse_duration, duration_text, matches as pattern_matches};
+
+/// Every key (`*` for the name of an uplink) and its range as text: for the test of the shipped file.
+pub fn keys() -> impl Iterator<Item = (&'static str, Option<String>)> {
+    schema::KEYS.iter().map(|key| (key.path, key.kind.range()))
+}
+
+/// Where the configuration is, unless told otherwise.
+pub const DEFAULT_PATH: &str = "/etc/switchback/switchback.toml";
+
+/// The shipped file: every key with its default, unit, range and why.
+pub const SHIPPED: &str = include_str!("../config/switchback.toml");
+
+/// `cloud.linger`, where mode on-demand does not say.
+const LINGER: Duration = Duration::from_secs(60);
+
+/// `outbox.commit_interval`, where durability batch does not say.
+const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Everything.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// What the heart is told.
     pub settings: Settings,
@@ -30,7 +65,7 @@ pub struct Config {
 }
 
 /// `[cloud]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cloud {
     /// Walked in order; never empty.
     pub servers: Vec<Server>,
@@ -126,7 +161,67 @@ pub struct LocalConfig {
     pub mqtt: Option<SocketAddr>,
 }
 
+/// Why a configuration is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    pub file: PathBuf,
+    /// From 1; `None` when the file as a whole is meant.
+    pub line: Option<u32>,
+    /// The whole key, `cloud.servers`; empty when no key is meant.
+    pub key: String,
+    /// One sentence for people, with the key and what to do.
+    pub message: String,
+    /// The nearest right key, where the key is unknown.
+    pub nearest: Option<String>,
+}
+
+/// What is allowed and probably not meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    pub file: PathBuf,
+    pub line: Option<u32>,
+    pub key: String,
+    pub message: String,
+}
+
+/// What `{hostname}` and `{machine-id}` stand for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    pub hostname: Option<String>,
+    pub machine_id: Option<String>,
+}
+
 impl Config {
+    /// Reads `path` and `conf.d/*.toml` beside it (name order, later wins key by key).
+    ///
+    /// # Errors
+    /// Everything that is wrong, in the order of files and lines.
+    pub fn load(path: &Path) -> Result<(Config, Vec<Warning>), Vec<ConfigError>> {
+        Config::load_as(path, &Host::read())
+    }
+
+    /// `load`, on a machine of this name.
+    ///
+    /// # Errors
+    /// As `load`.
+    pub fn load_as(path: &Path, host: &Host) -> Result<(Config, Vec<Warning>), Vec<ConfigError>> {
+        let (config, warnings, errors) = examine(path, host)?;
+        if errors.is_empty() { Ok((config, warnings)) } else { Err(errors) }
+    }
+
+    /// What safe mode starts from when `load` failed (R-CF-4): everything that is right, defaults for the rest.
+    /// `None` when not even one server is known, because a file is missing, unreadable or not TOML.
+    pub fn salvage(path: &Path) -> Option<Config> {
+        let (config, _, _) = examine(path, &Host::read()).ok()?;
+        (!config.cloud.servers.is_empty()).then_some(config)
+    }
+
+    /// The built-in values, on this machine. There is no default server: `cloud.servers` is empty.
+    pub fn defaults() -> Config {
+        let at = tree::At { file: std::sync::Arc::from(Path::new(DEFAULT_PATH)), line: None };
+        check::check(&tree::Table::new(), at, &Host::read()).0
+    }
+
     /// What the adapters need to know of an interface.
     pub fn uplink(&self, name: Name, class: Class) -> &UplinkConfig {
         let by_class = match class {
@@ -135,5 +230,132 @@ impl Config {
             Class::Cell => &self.classes[2],
         };
         self.named.iter().find(|(n, _)| *n == name).map_or(by_class, |(_, uplink)| uplink)
+    }
+
+    /// The defaults before anything is read; the client identifier is a stand-in that `check` replaces.
+    fn builtin() -> Config {
+        let settings = Settings::default();
+        Config {
+            cloud: Cloud {
+                servers: Vec::new(),
+                client_id: "switchback".into(),
+                ca_file: None,
+                cert_file: None,
+                key_file: None,
+                username: None,
+                password_file: None,
+                base: String::new(),
+                session_expiry: Duration::from_secs(86_400),
+                will_delay: settings.grace,
+            },
+            classes: Class::ALL.map(|class| UplinkConfig {
+                matches: Vec::new(),
+                socket: SocketOptions::of(class, switchback_control::Uplink::of(class).keep_alive),
+            }),
+            settings,
+            named: Vec::new(),
+            outbox: OutboxConfig { max_size: 256 << 20, commit_interval: None },
+            publish: Vec::new(),
+            subscribe: Vec::new(),
+            local: LocalConfig { mqtt: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 1883))) },
+            status_listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8730))),
+            hash: String::new(),
+        }
+    }
+}
+
+fn examine(path: &Path, host: &Host) -> Result<(Config, Vec<Warning>, Vec<ConfigError>), Vec<ConfigError>> {
+    let (table, at) = tree::read(path)?;
+    let (config, reader) = check::check(&table, at, host);
+    Ok((config, reader.warnings, reader.errors))
+}
+
+impl SocketOptions {
+    /// The defaults (R-LV-1). On cell the kernel's keepalive waits until MQTT's own would have spoken, so that the
+    /// two together do not cost more than one.
+    pub fn of(class: Class, keep_alive: Duration) -> SocketOptions {
+        let (idle, interval) = match class {
+            Class::Ethernet | Class::Wifi => (Duration::from_secs(55), Duration::from_secs(17)),
+            Class::Cell => (keep_alive + Duration::from_secs(20), Duration::from_secs(20)),
+        };
+        SocketOptions {
+            keepalive_idle: idle,
+            keepalive_interval: interval,
+            keepalive_count: 3,
+            user_timeout: idle + interval * 3,
+            send_buffer: None,
+        }
+    }
+}
+
+impl Host {
+    /// This machine.
+    pub fn read() -> Host {
+        let line = |path: &str| {
+            let text = fs::read_to_string(path).ok()?;
+            let text = text.trim();
+            (!text.is_empty()).then(|| text.to_string())
+        };
+        Host {
+            hostname: line("/proc/sys/kernel/hostname"),
+            machine_id: line("/etc/machine-id").or_else(|| line("/var/lib/dbus/machine-id")),
+        }
+    }
+}
+
+impl ConfigError {
+    fn at(at: &tree::At, key: &str, message: String) -> ConfigError {
+        ConfigError { file: at.file.to_path_buf(), line: at.line, key: key.into(), message, nearest: None }
+    }
+
+    fn unknown(at: &tree::At, key: &str, nearest: Option<String>) -> ConfigError {
+        let hint = nearest.as_ref().map(|near| format!("; did you mean \"{near}\"?")).unwrap_or_default();
+        ConfigError { nearest, ..ConfigError::at(at, key, format!("unknown key \"{key}\"{hint}")) }
+    }
+
+    fn missing_file(file: &Path) -> ConfigError {
+        let message = format!(
+            "no configuration at {}: write one (`switchback config default` prints every key; cloud.servers is enough), \
+             or name another with --config FILE",
+            file.display()
+        );
+        ConfigError { file: file.into(), line: None, key: String::new(), message, nearest: None }
+    }
+}
+
+impl Warning {
+    fn at(at: &tree::At, key: &str, message: String) -> Warning {
+        Warning { file: at.file.to_path_buf(), line: at.line, key: key.into(), message }
+    }
+}
+
+impl fmt::Display for Server {
+    /// As in `cloud.servers`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "mqtts" } else { "mqtt" };
+        match self.host.contains(':') {
+            true => write!(f, "{scheme}://[{}]:{}", self.host, self.port),
+            false => write!(f, "{scheme}://{}:{}", self.host, self.port),
+        }
+    }
+}
+
+fn located(f: &mut fmt::Formatter<'_>, file: &Path, line: Option<u32>, message: &str) -> fmt::Result {
+    match line {
+        Some(line) => write!(f, "{}:{line}: {message}", file.display()),
+        None if message.starts_with("no configuration at ") => f.write_str(message),
+        None => write!(f, "{}: {message}", file.display()),
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        located(f, &self.file, self.line, &self.message)
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        located(f, &self.file, self.line, &self.message)
     }
 }

@@ -3,6 +3,16 @@
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 pub mod api;
+pub mod classify;
+pub mod cli;
 pub mod config;
+pub mod corridor;
+pub mod daemon;
+pub mod desk;
 pub mod io;
+pub mod journal;
+pub mod outbox;
+pub mod picture;
+pub mod topics;
+pub mod uplinks;
 pub use switchback_control as control;

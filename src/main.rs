@@ -1,1 +1,235 @@
-fn main() {}
+//! switchbackd: arguments, log, configuration; then it hands over to the loop.
+//!
+//! Everything that can be wrong at the start is said here in one sentence with what to do about it. Exit status 0 after
+//! a stop that was asked for, 1 when the machine would not let it run, 2 for wrong usage or a bad configuration.
+
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use switchback::api;
+use switchback::config::Config;
+use switchback::control::{Control, Reason};
+use switchback::corridor::{Corridor, DOWNLINK_MAX};
+use switchback::daemon::{Daemon, Hands};
+use switchback::desk::Desk;
+use switchback::io::applications::Applications;
+use switchback::io::black_box::{BlackBox, Kind};
+use switchback::io::cloud::{Cloud, Greeting};
+use switchback::io::storage::{self, SavedFile};
+use switchback::io::{EVENTS_MAX, clock, control_socket, dbus, network_manager, rtnetlink, status_page, systemd};
+use switchback::journal::Journal;
+use switchback::picture::Picture;
+use switchback::uplinks::Uplinks;
+use tokio::sync::{broadcast, mpsc};
+
+const USAGE: &str = "\
+Usage: switchbackd [--config FILE] [--state-dir DIR] [--runtime-dir DIR]
+
+Holds the cloud connection of this gateway. Runs in the foreground, best under systemd.
+
+  --config FILE       configuration (default /etc/switchback/switchback.toml, then conf.d/*.toml beside it)
+  --state-dir DIR     failover list, outbox, black box (default $STATE_DIRECTORY or /var/lib/switchback)
+  --runtime-dir DIR   control socket, mqtt.sock, state file (default $RUNTIME_DIRECTORY or /run/switchback)
+  --version           print the version
+  --help              print this
+
+The environment variable SWITCHBACK_LOG sets how much is logged: error, warn, info (default) or debug.
+Ask the running daemon with `switchback status`; check a configuration with `switchback config check`.";
+
+/// Notices on their way to listeners that are behind.
+const NOTICES_MAX: usize = 64;
+
+struct Places {
+    config: PathBuf,
+    state: PathBuf,
+    runtime: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let places = match arguments() {
+        Ok(Some(places)) => places,
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("switchbackd: {message}\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    systemd::start_log();
+    let code = run(&places);
+    log::logger().flush();
+    code
+}
+
+fn run(places: &Places) -> ExitCode {
+    let config = match Config::load(&places.config) {
+        Ok((config, warnings)) => {
+            warnings.iter().for_each(|w| log::warn!("{w}"));
+            config
+        }
+        Err(errors) => {
+            errors.iter().for_each(|e| log::error!("{e}"));
+            return ExitCode::from(2);
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let ended = runtime.and_then(|runtime| runtime.block_on(serve(config, places)));
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Builds the house and turns the wheel until it is asked to stop.
+async fn serve(config: Config, places: &Places) -> io::Result<()> {
+    let config = Arc::new(config);
+    make_directory(&places.state, "--state-dir")?;
+    make_directory(&places.runtime, "--runtime-dir")?;
+    let boot_id = clock::boot_id();
+    let (store, recovered, jobs) =
+        storage::open(&places.state, &config.outbox).map_err(|e| explain_store(&places.state, e))?;
+    for damage in &recovered.damaged {
+        log::warn!("outbox: {damage:?}");
+    }
+    let saved = Arc::new(SavedFile::new(&places.state, &boot_id));
+    let start = saved.next_start().map_err(|e| explain_store(&places.state, e))?;
+    let black_box = BlackBox::open(&places.state);
+    black_box.note(Kind::Note, &format!("started: switchback {}, start {start}", env!("CARGO_PKG_VERSION")));
+
+    let (events, events_inbox) = mpsc::channel(EVENTS_MAX);
+    let (calls, calls_inbox) = mpsc::channel(api::CALLS_MAX);
+    let (downlinks, downlinks_inbox) = mpsc::channel(DOWNLINK_MAX);
+    let notices = broadcast::Sender::new(NOTICES_MAX);
+    let short_boot = boot_id.get(..8).unwrap_or(&boot_id);
+    let corridor = Corridor::new(events.clone(), jobs, format!("{short_boot}.{start}"));
+    let figures = store.figures();
+    let store = store.start(corridor.clone(), events.clone())?;
+
+    let uplinks = Uplinks::new();
+    let applications = Applications::start(config.clone(), &places.runtime, corridor.clone(), downlinks_inbox);
+    let desk = Desk::new(config.clone(), corridor.clone());
+    let picture = Picture::new(config.clone(), uplinks.clone(), figures);
+    let greet = {
+        let shown = picture.subscribe();
+        Arc::new(move || Greeting { boot: boot_id.clone(), start, outage: last_cause(&shown.borrow()) })
+    };
+    let hands = Hands {
+        network_manager: network_manager::start(config.clone(), uplinks.clone(), events.clone()),
+        links: rtnetlink::start(config.clone(), uplinks.clone(), events.clone())
+            .inspect_err(|e| log::warn!("no kernel link events ({e}); relying on NetworkManager alone"))
+            .ok(),
+        cloud: Cloud::start(config.clone(), uplinks.clone(), corridor.clone(), downlinks, events, greet),
+        corridor,
+        saved: saved.clone(),
+    };
+    let listener = control_socket::Listener::bind(&places.runtime)?;
+    let doors = [
+        tokio::spawn(control_socket::serve(listener, calls.clone(), picture.subscribe(), black_box.lines())),
+        tokio::spawn(dbus::serve(picture.subscribe(), notices.subscribe(), calls.clone())),
+    ];
+    let page = config.status_listen.map(|at| tokio::spawn(status_page::serve(at, picture.subscribe(), calls)));
+
+    let unreleased = storage::unreleased(&recovered);
+    let control = Control::restore(config.settings.clone(), saved.load(), &unreleased, 0, seed(), clock::now());
+    let daemon = Daemon {
+        control,
+        hands,
+        events: events_inbox,
+        calls: calls_inbox,
+        desk,
+        journal: Journal::default(),
+        picture,
+        notices,
+        black_box,
+        state_file: places.runtime.join("state"),
+        changed: true,
+    };
+    let cloud = daemon.hands.cloud.clone();
+    let ended = daemon.run().await;
+    // The offline status and the DISCONNECT of a clean stop are still on their way.
+    cloud.finished().await;
+    doors.into_iter().chain(page).for_each(|door| door.abort());
+    applications.stop().await;
+    finish(store).await;
+    ended
+}
+
+/// Waits for the store to write what is left: R-UP-2 gives ten seconds, systemd more.
+async fn finish(store: std::thread::JoinHandle<()>) {
+    let joined = tokio::task::spawn_blocking(move || store.join());
+    if tokio::time::timeout(std::time::Duration::from_secs(10), joined).await.is_err() {
+        log::error!("the outbox's disk is too slow; messages not yet acknowledged may be lost");
+    }
+}
+
+fn make_directory(path: &Path, option: &str) -> io::Result<()> {
+    std::fs::create_dir_all(path).map_err(|error| {
+        let hint = match error.kind() {
+            ErrorKind::PermissionDenied => "run as root or as the user switchback, or choose another place with",
+            _ => "choose another place with",
+        };
+        io::Error::new(error.kind(), format!("cannot make {}: {error}; {hint} {option}", path.display()))
+    })
+}
+
+fn explain_store(state: &Path, error: io::Error) -> io::Error {
+    let place = state.display();
+    let sentence = match error.kind() {
+        ErrorKind::ResourceBusy => format!("{place} is in use: another switchbackd is running (`switchback status`)"),
+        ErrorKind::PermissionDenied => {
+            format!("cannot write to {place}: run as root or as the user switchback, or choose another --state-dir")
+        }
+        ErrorKind::ReadOnlyFilesystem => format!("{place} is read-only: remount it, or choose another --state-dir"),
+        ErrorKind::StorageFull => format!("no room in {place}: free some space, or choose another --state-dir"),
+        _ => format!("{place}: {error}"),
+    };
+    io::Error::new(error.kind(), sentence)
+}
+
+/// Why the last outage began, by the latest status document.
+fn last_cause(shown: &serde_json::Map<String, serde_json::Value>) -> Option<Reason> {
+    shown.get("last_outage")?.get("first_cause")?.as_str()?.parse().ok()
+}
+
+/// Spreads waits; no secret.
+fn seed() -> u64 {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+    time ^ u64::from(std::process::id()).rotate_left(32)
+}
+
+/// The places to work in; `None` when the question was answered already.
+fn arguments() -> Result<Option<Places>, String> {
+    use lexopt::prelude::*;
+    let from = |variable: &str, default: &str| {
+        let given = std::env::var_os(variable).filter(|v| !v.is_empty());
+        given.map_or_else(|| PathBuf::from(default), PathBuf::from)
+    };
+    let mut places = Places {
+        config: "/etc/switchback/switchback.toml".into(),
+        state: from("STATE_DIRECTORY", "/var/lib/switchback"),
+        runtime: from("RUNTIME_DIRECTORY", "/run/switchback"),
+    };
+    let mut parser = lexopt::Parser::from_env();
+    while let Some(argument) = parser.next().map_err(|e| e.to_string())? {
+        match argument {
+            Long("config") | Short('c') => places.config = parser.value().map_err(|e| e.to_string())?.into(),
+            Long("state-dir") => places.state = parser.value().map_err(|e| e.to_string())?.into(),
+            Long("runtime-dir") => places.runtime = parser.value().map_err(|e| e.to_string())?.into(),
+            Long("version") | Short('V') => {
+                println!("switchbackd {}", env!("CARGO_PKG_VERSION"));
+                return Ok(None);
+            }
+            Long("help") | Short('h') => {
+                println!("{USAGE}");
+                return Ok(None);
+            }
+            other => return Err(other.unexpected().to_string()),
+        }
+    }
+    Ok(Some(places))
+}

@@ -41,6 +41,8 @@ const HOPE_EVERY: Duration = Duration::from_secs(5);
 const NOTHING_READY: Duration = Duration::from_secs(5);
 /// At the start a better interface that is still coming up is waited for this long.
 const START_PATIENCE: Duration = Duration::from_secs(2);
+/// NetworkManager lists its devices one by one, and the best need not be the first: how long the list may take.
+const START_LISTING: Duration = Duration::from_millis(300);
 /// While every path is silent, the whole list is walked this often; between that only the best is tried.
 const FULL_WALK_PATH: Duration = Duration::from_secs(30);
 /// While the server itself refuses, other paths are tried only this often: they lead to the same server.
@@ -162,6 +164,8 @@ pub struct Failover {
     next: From,
     /// An operator set another list: the next round starts at its top (R-IF-3).
     list_changed: bool,
+    /// When.
+    pub list_set: Instant,
     pub backoff: Backoff,
     failed_rounds: u32,
     /// The last round failed, and not by the server's word.
@@ -203,6 +207,7 @@ impl Failover {
             told: true,
             next: From::First,
             list_changed: false,
+            list_set: Instant::default(),
             backoff: Backoff::default(),
             failed_rounds: 0,
             all_paths_failed: false,
@@ -327,6 +332,7 @@ impl Failover {
             Command::SetList { list } => {
                 self.saved.list.clone_from(list);
                 self.list_changed = true;
+                self.list_set = g.turn.now;
                 g.turn.ask(Action::Save(self.saved.clone()));
             }
             Command::Stop => {
@@ -490,6 +496,10 @@ impl Failover {
             let cause = if starting { Reason::Restart } else { self.nothing_ready(g) };
             self.next = from;
             return Walk::Waiting { until: now + NOTHING_READY, cause };
+        }
+        let listed = g.interfaces.listing_until(START_LISTING).unwrap_or(now);
+        if starting && now < listed {
+            return Walk::Waiting { until: listed, cause: Reason::Restart };
         }
         if starting && self.better_is_coming(g, &round) {
             return Walk::Waiting { until: self.started + START_PATIENCE, cause: Reason::Restart };

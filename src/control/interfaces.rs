@@ -7,6 +7,7 @@
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use crate::event::{Device, Event, Stage, Step};
 use crate::name::{Class, Name, Selector};
@@ -45,6 +46,8 @@ pub struct Interfaces {
     known: BTreeMap<Name, Known>,
     /// By the kernel's name, which for a modem is not the device's.
     links: BTreeMap<Name, Link>,
+    /// When the first device was reported.
+    first_seen: Option<Instant>,
 }
 
 /// Interfaces remembered at most: far above any gateway, so that a machine full of containers harms nobody.
@@ -68,6 +71,7 @@ impl Interfaces {
                 }
             }
             Event::DeviceSeen { interface, device } => {
+                self.first_seen.get_or_insert(now);
                 let ready_since = self.known.get(interface).and_then(|k| k.ready_since);
                 if self.known.len() < INTERFACES_MAX || self.known.contains_key(interface) {
                     self.known.insert(*interface, Known { device: *device, ready_since });
@@ -102,6 +106,14 @@ impl Interfaces {
             }
         }
         hope
+    }
+
+    /// NetworkManager has begun to list its devices, and there is a link with an address that none of them has claimed:
+    /// until when it is worth waiting for the rest of the list.
+    pub fn listing_until(&self, limit: Duration) -> Option<Instant> {
+        let claimed = |name: Name| self.find(name).is_some();
+        let unclaimed = self.links.iter().any(|(name, link)| link.up && link.address == Some(true) && !claimed(*name));
+        self.first_seen.filter(|_| unclaimed).map(|at| at + limit)
     }
 
     /// Whether NetworkManager or the kernel has it.

@@ -9,7 +9,7 @@ use core::time::Duration;
 
 use crate::action::{Action, Notice};
 use crate::name::Name;
-use crate::reason::Reason;
+use crate::reason::{Blame, Reason};
 use crate::status::OutageStatus;
 use crate::time::Instant;
 use crate::turn::Turn;
@@ -90,7 +90,10 @@ impl Outages {
     /// A session is open again, and settled.
     pub fn ended(&mut self, turn: &mut Turn) {
         if let Some(open) = self.open.take() {
-            self.last = Some(open.status(Some(turn.now)));
+            // A planned move that came about at once was no outage.
+            if open.told || open.first_cause.blame() != Blame::Ours {
+                self.last = Some(open.status(Some(turn.now)));
+            }
             if open.told {
                 turn.ask(Action::Notify(Notice::Restored));
             }

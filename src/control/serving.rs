@@ -184,10 +184,12 @@ impl Failover {
     /// The better interface that is next to be tried, and from when on.
     pub fn failback_target(&self, view: &View, serving: &Serving) -> Option<(Name, Instant)> {
         let hold_down = view.settings.hold_down;
-        // An operator who asked for this interface has it for a while.
+        // An operator who asked for this interface has it for a while, and another list leaves the session alone as
+        // long (R-IF-3).
         let visited = if serving.via { serving.session.opened } else { Instant::default() };
+        let calm_since = visited.max(self.list_set);
         let trusted = |name: Name| {
-            let since = view.interfaces.ready_since(name)?.max(visited);
+            let since = view.interfaces.ready_since(name)?.max(calm_since);
             let metered = view.interfaces.metered(name, view.settings);
             Some((name, view.reach.trusted_from(name, since, hold_down, metered)))
         };
@@ -248,9 +250,10 @@ impl Failover {
         let now = g.turn.now;
         let name = serving.session.interface;
         let echo = self.abandoned.take().is_some_and(|at| now.since(at) < ECHO);
-        let moving = matches!(serving.spare, Spare::Moving { .. });
-        let taken_by_us = reason == Reason::SessionTakenOver && (moving || echo);
-        // A CONNECT of our own that was given up, and reached the server after all.
+        // Our own CONNECT on the spare ends the old connection at the server, with or without a word; one that was
+        // given up may have reached the server after all.
+        let moving = matches!(serving.spare, Spare::Moving { .. }) && heard;
+        let taken_by_us = moving || reason == Reason::SessionTakenOver && echo;
         let reason = if taken_by_us && !moving { Reason::InterfaceChange } else { reason };
         if !taken_by_us {
             g.reach.bad(now, name, reason);
@@ -269,7 +272,8 @@ impl Failover {
             // It was to be closed anyway; what was not flushed is kept.
             self.intent = Intent::Off;
         } else {
-            g.outages.began(g.turn, serving.session.last_inbound, reason, spare_lives);
+            let cause = if taken_by_us { Reason::InterfaceChange } else { reason };
+            g.outages.began(g.turn, serving.session.last_inbound, cause, spare_lives);
         }
         match candidate {
             Some((candidate, via)) if spare_lives && self.wants(g) => self.carry_on(g, spare, candidate, via),

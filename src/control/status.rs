@@ -122,6 +122,14 @@ pub struct DeliveryStatus {
     pub rejected: u64,
 }
 
+/// What makes a line in the journal when it changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    pub state: State,
+    pub uplink: Option<Name>,
+    pub outage: Option<OutageStatus>,
+}
+
 /// The whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
@@ -162,9 +170,11 @@ impl Control {
             uplink: serving.map(|s| self.interfaces.spoken(s.session.interface)),
             since: self.failover.since,
             last_inbound: serving.map(|s| s.session.last_inbound),
+            // While an attempt is under way, the next one is now (R-CL-1).
             next_attempt: match &self.failover.walk {
                 Walk::Waiting { until, .. } => Some(*until),
-                Walk::Resting | Walk::Trying { .. } | Walk::Serving(_) => None,
+                Walk::Trying { .. } => Some(self.now),
+                Walk::Resting | Walk::Serving(_) => None,
             },
             session: serving.map(|s| SessionStatus {
                 attempt: s.session.attempt,
@@ -184,6 +194,18 @@ impl Control {
             failback: serving.and_then(|s| self.failback_status(&walk, s)),
             round_trip: serving.and_then(|s| s.session.round_trip.smoothed()),
         }
+    }
+
+    /// The little that the journal compares after every step.
+    pub fn summary(&self) -> Summary {
+        let current = self.failover.current();
+        let index = match current {
+            // The walk is only made for the interface that matters.
+            Some(name) => self.interfaces.walk(self.list()).0.iter().position(|n| *n == name).unwrap_or(0),
+            None => 0,
+        };
+        let uplink = self.failover.session().map(|s| self.interfaces.spoken(s.interface));
+        Summary { state: self.state(index), uplink, outage: self.outages.status() }
     }
 
     fn state(&self, index: usize) -> State {

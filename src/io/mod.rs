@@ -13,4 +13,19 @@ pub type Events = mpsc::Sender<Event>;
 /// makes an adapter wait.
 pub const EVENTS_MAX: usize = 4096;
 
+pub mod applications;
+pub mod black_box;
+pub mod clock;
+pub mod cloud;
+pub mod control_socket;
+pub mod dbus;
+pub mod network_manager;
 pub mod packet;
+pub mod resolver;
+pub mod rtnetlink;
+pub mod socket;
+pub mod stagger;
+pub mod status_page;
+pub mod storage;
+pub mod systemd;
+pub mod tls;

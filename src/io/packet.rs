@@ -11,8 +11,9 @@ use flowsdk::mqtt_serde::mqttv5::publishv5;
 use flowsdk::mqtt_serde::parser::ParseOk;
 use switchback_control::Version;
 
-/// Largest packet taken from anyone, in bytes: far above telemetry, far below what would hurt a small gateway.
-pub const PACKET_MAX: usize = 1024 * 1024;
+/// Largest packet taken from anyone, in bytes: with its topic and identity it still fits a record of the outbox
+/// (`outbox::MAX_RECORD`), and it is twice what the large cloud brokers take.
+pub const PACKET_MAX: usize = 448 * 1024;
 
 /// Why a byte stream is not MQTT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,10 @@ pub fn take(buffer: &mut Vec<u8>, version: Version, limit: usize) -> Result<Opti
 
 /// Parses exactly one frame.
 pub fn parse(frame: &[u8], version: Version) -> Result<MqttPacket, Malformed> {
+    // The codec subtracts past zero where bytes follow the frame.
+    if frame_length(frame, usize::MAX)? != Some(frame.len()) {
+        return Err(Malformed::Syntax);
+    }
     let number = match version {
         Version::V5 => 5,
         Version::V311 => 4,
@@ -155,6 +160,14 @@ mod tests {
     #[test]
     fn a_length_of_five_bytes_is_malformed() {
         assert_eq!(frame_length(&[0x30, 0x80, 0x80, 0x80, 0x80], PACKET_MAX), Err(Malformed::Syntax));
+    }
+
+    #[test]
+    fn bytes_after_a_frame_are_no_part_of_it() {
+        // The topic's length reaches past the frame into what follows.
+        let bytes = [0x30, 3, 0, 2, b't', 0, 0, 0];
+        assert_eq!(parse(&bytes, Version::V5), Err(Malformed::Syntax));
+        assert_eq!(parse(&[], Version::V5), Err(Malformed::Syntax));
     }
 
     #[test]

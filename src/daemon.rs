@@ -1,0 +1,203 @@
+//! The one loop: wait, step, note, perform, show.
+//!
+//! Everything that happens comes in here as an event, is given to the heart, and what the heart asks for is handed to
+//! the adapters, in its order. Always true: one event at a time; only a changed `Saved` is waited for, and only for a
+//! moment; the watchdog is fed here and nowhere else. There is no `if` about networking in this file.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use switchback_control::action::SAVE_LIMIT;
+use switchback_control::{Action, Command, Control, Event, Instant, Notice, Saved};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{broadcast, mpsc};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::api::Call;
+use crate::corridor::{Corridor, Draft, Offer, Refusal};
+use crate::desk::Desk;
+use crate::io::applications::Offers;
+use crate::io::black_box::BlackBox;
+use crate::io::clock::{self, Alarm};
+use crate::io::cloud::Cloud;
+use crate::io::network_manager::NetworkManager;
+use crate::io::rtnetlink::Rtnetlink;
+use crate::io::storage::SavedFile;
+use crate::io::systemd;
+use crate::journal::Journal;
+use crate::picture::Picture;
+
+/// Events taken in before displays are renewed: a storm of messages must not starve them.
+const BURST_MAX: usize = 256;
+/// How often the watchdog is fed and ages are looked at, at least.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How often the picture of the world is compared with the kernel's and NetworkManager's: while not online, and
+/// while online (R-CL-17).
+const COMPARE_OFFLINE: Duration = Duration::from_secs(5);
+const COMPARE_ONLINE: Duration = Duration::from_secs(60);
+
+/// The adapters that obey.
+pub struct Hands {
+    pub network_manager: NetworkManager,
+    /// Absent where the kernel gave no netlink socket; NetworkManager's word must do then.
+    pub links: Option<Rtnetlink>,
+    pub cloud: Cloud,
+    pub corridor: Corridor,
+    pub saved: Arc<SavedFile>,
+}
+
+/// The loop and what it turns.
+pub struct Daemon {
+    pub control: Control,
+    pub hands: Hands,
+    pub events: mpsc::Receiver<Event>,
+    pub calls: mpsc::Receiver<Call>,
+    pub desk: Desk,
+    pub journal: Journal,
+    pub picture: Picture,
+    pub notices: broadcast::Sender<Notice>,
+    pub black_box: BlackBox,
+    pub state_file: PathBuf,
+    /// Something that displays show at once has changed since they were last renewed.
+    pub changed: bool,
+}
+
+impl Offers for Corridor {
+    fn offer(&self, draft: Draft) -> impl Future<Output = Offer> + Send {
+        Corridor::offer(self, draft)
+    }
+}
+
+/// What the loop waits for.
+enum Woken {
+    Event(Event),
+    Call(Call),
+    Heartbeat,
+}
+
+impl Daemon {
+    /// Turns until the heart says exit.
+    ///
+    /// # Errors
+    /// When the system gives no timer or signal handler.
+    pub async fn run(mut self) -> std::io::Result<()> {
+        let alarm = Alarm::new()?;
+        let mut stop = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+        let mut heartbeat = interval(systemd::watchdog_interval().unwrap_or(HEARTBEAT).min(HEARTBEAT));
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut compared = clock::now();
+        self.show();
+        systemd::ready();
+        let mut running = self.turn(Event::DeadlineReached).await;
+        while running {
+            alarm.set(self.control.next_deadline())?;
+            match self.wait(&alarm, &mut stop, &mut heartbeat).await {
+                Woken::Event(event) => running = self.turn(event).await,
+                Woken::Call(call) => running = self.answer(call).await,
+                Woken::Heartbeat => {
+                    systemd::feed();
+                    self.compare_now_and_then(&mut compared);
+                }
+            }
+            for _ in 1..BURST_MAX {
+                match self.events.try_recv() {
+                    Ok(event) if running => running = self.turn(event).await,
+                    Ok(_) | Err(_) => break,
+                }
+            }
+            self.show();
+        }
+        systemd::stopping();
+        self.black_box.close();
+        Ok(())
+    }
+
+    /// Facts before deadlines: what came in while we were busy may be the answer that a deadline waits for.
+    async fn wait(&mut self, alarm: &Alarm, stop: &mut [Signal; 2], heartbeat: &mut tokio::time::Interval) -> Woken {
+        let [terminate, interrupt] = stop;
+        tokio::select! {
+            biased;
+            Some(event) = self.events.recv() => Woken::Event(event),
+            Some(call) = self.calls.recv() => Woken::Call(call),
+            _ = terminate.recv() => Woken::Event(Event::Asked(Command::Stop)),
+            _ = interrupt.recv() => Woken::Event(Event::Asked(Command::Stop)),
+            () = alarm.rung() => Woken::Event(Event::DeadlineReached),
+            _ = heartbeat.tick() => Woken::Heartbeat,
+        }
+    }
+
+    /// One turn of the wheel; false when it was the last.
+    async fn turn(&mut self, event: Event) -> bool {
+        let actions = self.control.step(clock::now(), &event);
+        self.changed |= self.journal.note(&self.black_box, &event, &actions, &self.control);
+        let mut running = true;
+        for action in actions {
+            running &= self.perform(action).await;
+        }
+        self.desk.after_turn(&self.control);
+        running
+    }
+
+    /// A call from one of the front doors: answered at once, or turned into an event and answered later.
+    async fn answer(&mut self, call: Call) -> bool {
+        match self.desk.take(call, &self.control, &self.hands, &self.picture, &self.black_box) {
+            Some(event) => self.turn(event).await,
+            None => true,
+        }
+    }
+
+    async fn perform(&mut self, action: Action) -> bool {
+        let Hands { network_manager, cloud, corridor, .. } = &self.hands;
+        match action {
+            Action::Save(saved) => self.save(saved).await,
+            Action::Activate { interface, attempt } => network_manager.activate(interface, attempt),
+            Action::Deactivate { interface } => network_manager.deactivate(interface),
+            Action::Dial { interface, server, attempt } => cloud.dial(interface, server, attempt),
+            Action::Connect { attempt, version, keep_alive } => cloud.connect(attempt, version, keep_alive),
+            Action::HangUp { attempt, goodbye } => cloud.hang_up(attempt, goodbye),
+            Action::Ping { attempt } => cloud.ping(attempt),
+            Action::Drain { attempt } => cloud.drain(attempt),
+            Action::Admit { ticket, seq } => corridor.admit(ticket, seq),
+            Action::Transmit { attempt, seq, again } => cloud.transmit(attempt, seq, again),
+            Action::Append { seq } => corridor.append(seq),
+            Action::Accept { ticket } => corridor.accept(ticket),
+            Action::Refuse { ticket } => corridor.refuse(ticket, Refusal::Full),
+            Action::Release { through } => corridor.release(through),
+            Action::SetAside { seq } => corridor.set_aside(seq),
+            Action::Answer { request, outcome } => self.desk.settle(request, outcome),
+            // Nobody listening is no error.
+            Action::Notify(notice) => drop(self.notices.send(notice)),
+            Action::Exit => return false,
+        }
+        true
+    }
+
+    /// Makes the value durable before going on, but lets no slow card stop a switch.
+    async fn save(&self, saved: Saved) {
+        let file = self.hands.saved.clone();
+        let written = tokio::task::spawn_blocking(move || file.save(&saved));
+        match timeout(SAVE_LIMIT, written).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(error))) => log::error!("cannot save the failover list and its companions: {error}"),
+            Ok(Err(_)) | Err(_) => log::error!("saving the failover list takes too long; going on without waiting"),
+        }
+    }
+
+    fn show(&mut self) {
+        let changed = std::mem::take(&mut self.changed);
+        self.picture.renew(changed, &self.control, &self.hands, &self.state_file);
+    }
+
+    fn compare_now_and_then(&self, compared: &mut Instant) {
+        let every = if self.control.status().connected { COMPARE_ONLINE } else { COMPARE_OFFLINE };
+        let now = clock::now();
+        if now.since(*compared) >= every {
+            *compared = now;
+            self.hands.network_manager.compare();
+            if let Some(links) = &self.hands.links {
+                links.compare();
+            }
+        }
+    }
+}

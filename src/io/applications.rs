@@ -1,0 +1,277 @@
+//! The local applications' face: an MQTT server, 3.1.1 and 5, on a TCP port and a Unix socket.
+//!
+//! A message that goes up is acknowledged when its offer is accepted, never before, and local subscribers get it at
+//! once; what comes from the cloud goes to local subscribers and never up again. An application is read whatever the
+//! network does, and none is ever waited for: every queue has a limit, and who does not keep up loses its own place
+//! only. Sessions live in memory as long as the daemon does.
+//!
+//! `listener` accepts, `connection` runs one client, `conversation` knows what its packets do, `greeting` lets it in,
+//! `upward` carries its messages to the outbox in order, `router` and `session` hold what outlives a connection.
+
+use std::fmt;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use self::message::{Message, Way, way_up};
+use self::router::Shared;
+use self::session::Taken;
+use self::upward::{Ack, Task, Upward, Verdict};
+use crate::config::Config;
+use crate::corridor::{Downlink, Draft, Offer};
+use crate::io::packet::{PACKET_MAX, Publish, properties_from_bytes};
+use crate::topics;
+
+mod checks;
+mod connection;
+mod conversation;
+mod greeting;
+mod listener;
+mod message;
+mod router;
+mod session;
+mod upward;
+
+/// Clients at a time: more than a gateway has applications; each may cost a few hundred kilobytes.
+pub const CLIENTS_MAX: usize = 64;
+
+/// Connections at a time, with those that have not said who they are and those whose last messages are still on
+/// their way to the outbox. More wait in the kernel.
+pub const CONNECTIONS_MAX: usize = CLIENTS_MAX + 32;
+
+/// Sessions, connected or away. The one away longest gives way.
+pub const SESSIONS_MAX: usize = 256;
+
+/// Filters of one client: every message is held against each.
+pub const SUBSCRIPTIONS_MAX: usize = 128;
+
+/// Longest filter in bytes; topics in use are far shorter.
+pub const FILTER_MAX: usize = 1024;
+
+/// Retained messages, and their bytes. All of them fit into a queue, so that a subscriber to `#` gets them all.
+pub const RETAINED_MAX: usize = 1000;
+pub const RETAINED_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// Messages that wait for one client, and their bytes with those on their way to it. The bytes hold nine of
+/// the largest packets, the number a day of one command every minute and a half.
+pub const QUEUE_MAX: usize = 1000;
+pub const QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Bytes in all queues together; once they are used up, each queue still gets its share.
+pub const QUEUES_BYTES_MAX: usize = 32 * 1024 * 1024;
+pub const QUEUE_BYTES_SHARE: usize = 64 * 1024;
+
+/// Messages with QoS 1 and 2 on their way to one client at a time.
+pub const OUTBOUND_MAX: usize = 100;
+
+/// Messages with QoS 1 and 2 of one client that are not acknowledged yet: MQTT 5's Receive Maximum.
+pub const RECEIVE_MAX: u16 = 100;
+
+/// Messages of one client on their way to the outbox, whatever their QoS, and their bytes; then it is not read.
+pub const UPWARD_MAX: usize = 1000;
+pub const UPWARD_BYTES_MAX: usize = 2 * PACKET_MAX;
+
+/// The same bytes of all clients together; beyond them each has one message on its way.
+pub const UPWARDS_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// How long a message from the cloud may stand over a connected client's limit before that client is dropped.
+pub const DOWNLINK_WAIT: Duration = Duration::from_secs(5);
+
+/// How long a client may take to say who it is, and how large its greeting may be: until then it is a stranger.
+pub const CONNECT_WAIT: Duration = Duration::from_secs(10);
+pub const CONNECT_MAX: usize = 4096;
+
+/// Largest packet that carries no message.
+pub const CONTROL_MAX: usize = 64 * 1024;
+
+/// How long a packet may take from its first byte to its last (R-RS-5).
+pub const PACKET_WAIT: Duration = Duration::from_secs(30);
+
+/// How long a client may not read what is sent to it (R-RS-5).
+pub const STALL_MAX: Duration = Duration::from_secs(30);
+
+/// How long our last words may take.
+const GOODBYE_WAIT: Duration = Duration::from_millis(500);
+
+/// Room made in the input for each read.
+const READ_CHUNK: usize = 16 * 1024;
+
+/// Packets of one client before the others' turn.
+const PACKETS_PER_TURN: usize = 64;
+
+/// Output is filled up to the target from the queue; above the limit, which only answers can reach, nothing is read.
+const OUTPUT_TARGET: usize = 64 * 1024;
+const OUTPUT_MAX: usize = 256 * 1024;
+
+/// Who takes an application's message: the loop, through the corridor.
+pub trait Offers: Clone + Send + Sync + 'static {
+    /// Takes a message; the answers come later. May wait, but then every client waits.
+    fn offer(&self, draft: Draft) -> impl Future<Output = Offer> + Send;
+}
+
+/// What the local face has done and holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub clients: usize,
+    pub sessions: usize,
+    pub retained: usize,
+    /// Messages that wait for clients or are on their way to them.
+    pub queued: usize,
+    /// Messages with QoS 0 that the outbox refused: their senders cannot be told.
+    pub refused: u64,
+    /// Messages for a client whose queue was full.
+    pub dropped: u64,
+    /// Messages from the cloud whose acknowledgement had to wait for a client.
+    pub held: u64,
+    /// Clients dropped because they did not take what the cloud sent.
+    pub slow_dropped: u64,
+    /// Clients turned away because all places were taken.
+    pub clients_refused: u64,
+    /// Retained messages that were delivered but not kept.
+    pub retained_refused: u64,
+}
+
+/// The running face. Dropping it closes everything at once.
+pub struct Applications {
+    shared: Arc<Shared>,
+    socket: PathBuf,
+    tasks: Vec<AbortHandle>,
+}
+
+impl fmt::Debug for Applications {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Applications").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}
+
+/// What every connection shares.
+pub(crate) struct Doors<O> {
+    config: Arc<Config>,
+    offers: O,
+    shared: Arc<Shared>,
+    /// Makes client identifiers for those that bring none.
+    assigned: AtomicU64,
+    started: u64,
+    /// Bytes of all clients on their way to the outbox.
+    upward_bytes: Arc<AtomicUsize>,
+}
+
+impl Applications {
+    /// Binds what the configuration says, and `mqtt.sock` in the runtime directory; a place that is taken is logged
+    /// once and tried again every few seconds while the rest works. Must be called within a tokio runtime.
+    pub fn start(
+        config: Arc<Config>,
+        runtime_dir: &Path,
+        offers: impl Offers,
+        downlinks: mpsc::Receiver<Downlink>,
+    ) -> Applications {
+        let shared = Arc::<Shared>::default();
+        let started = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_micros() as u64);
+        let address = config.local.mqtt;
+        let doors = Arc::new(Doors {
+            config,
+            offers,
+            shared: Arc::clone(&shared),
+            assigned: AtomicU64::new(0),
+            started,
+            upward_bytes: Arc::default(),
+        });
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let socket = runtime_dir.join("mqtt.sock");
+        let mut tasks = vec![
+            tokio::spawn(listener::listen_unix(socket.clone(), Arc::clone(&doors), Arc::clone(&places))).abort_handle(),
+            tokio::spawn(bring_down(Arc::clone(&shared), downlinks)).abort_handle(),
+            tokio::spawn(keep_time(Arc::clone(&doors))).abort_handle(),
+        ];
+        if let Some(address) = address {
+            tasks.push(tokio::spawn(listener::listen_tcp(address, doors, places)).abort_handle());
+        }
+        Applications { shared, socket, tasks }
+    }
+
+    /// For status and metrics.
+    pub fn counts(&self) -> Counts {
+        self.shared.with(|state| state.counts())
+    }
+
+    /// Accepts nobody any more and tells every client that the server shuts down. Ends within `GOODBYE_WAIT`.
+    pub async fn stop(self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.shared.with(|state| state.close_all(checks::SHUTTING_DOWN));
+        let deadline = Instant::now() + GOODBYE_WAIT;
+        while self.counts().clients > 0 && Instant::now() < deadline {
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+impl Drop for Applications {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.shared.with(|state| state.close_all(checks::SHUTTING_DOWN));
+        // A next daemon removes it too; this is for those who look for a server now.
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+impl<O> Doors<O> {
+    /// An identifier for a client without one; unlike any of an earlier start, whose clients may come back.
+    fn fresh_id(&self) -> String {
+        format!("auto-{:x}-{}", self.started, self.assigned.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Puts what comes from the cloud into local queues. Never waits for a client: a queue without room holds back the
+/// acknowledgement, not the next message.
+async fn bring_down(shared: Arc<Shared>, mut downlinks: mpsc::Receiver<Downlink>) {
+    while let Some(Downlink { topic, payload, qos, retain, properties, taken }) = downlinks.recv().await {
+        if !topics::valid_topic(&topic) {
+            // A `[[subscribe]]` rule made nonsense of it. Nobody could ever take it, so the cloud need not repeat it.
+            log::warn!("a message from the cloud has no valid local topic: {topic:?}");
+            let _ = taken.send(());
+            continue;
+        }
+        let properties = properties_from_bytes(&properties);
+        let publish = Publish { topic, payload, qos, retain, dup: false, id: None, properties };
+        let now = Instant::now();
+        let message = Arc::new(Message::new(publish, None, now));
+        let taken = Taken::new(taken);
+        let receivers = shared.with(|state| state.publish(&message, Some(&taken), now));
+        if receivers == 0 {
+            log::debug!("nobody here wants {:?} from the cloud", message.topic);
+        }
+        taken.release();
+        shared.changed.notify_one();
+    }
+}
+
+/// Ends sessions and publishes wills when their time has come.
+async fn keep_time<O: Offers>(doors: Arc<Doors<O>>) {
+    let mut upward = Upward::new(doors.offers.clone(), Arc::clone(&doors.upward_bytes));
+    loop {
+        let deadline = doors.shared.with(|state| state.next_deadline());
+        tokio::select! {
+            () = doors.shared.changed.notified() => {}
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
+            (_, verdict) = upward.next(), if !upward.is_empty() => {
+                let refused = u64::from(verdict != Verdict::Accepted);
+                doors.shared.with(|state| state.counts.refused += refused);
+            }
+        }
+        for will in doors.shared.with(|state| state.sweep(Instant::now())) {
+            if let Way::Up(draft) = way_up(&doors.config.publish, &will) {
+                upward.push(Ack::None, Task::Offer(draft));
+            }
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! One local client's connection, from its first byte to its last.
+//!
+//! One task per client turns its packets into deeds on the shared state and into offers, and sends what is queued for
+//! it. It reads as long as what it owes stays within its limits; then TCP makes the client wait, and only this client.
+//! It acknowledges nothing before its offer is accepted. Malformed input ends the connection and nothing else. It
+//! never waits for another client, nor for the network.
+
+use std::collections::BTreeSet;
+use std::future::ready;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use flowsdk::mqtt_serde::control_packet::MqttPacket;
+use flowsdk::mqtt_serde::mqttv5::disconnectv5;
+use switchback_control::Version;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::conversation::{PUBREC, acknowledge};
+use super::greeting::{self, Greeting};
+use super::router::{Attached, Departure};
+use super::session::Link;
+use super::upward::Upward;
+use super::{
+    CONNECT_MAX, CONNECT_WAIT, CONTROL_MAX, Doors, GOODBYE_WAIT, OUTPUT_MAX, OUTPUT_TARGET, Offers, PACKET_WAIT,
+    PACKETS_PER_TURN, READ_CHUNK, RECEIVE_MAX, STALL_MAX, checks,
+};
+use crate::io::packet::{self, Malformed, PACKET_MAX};
+
+/// Why a connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It broke, or stopped reading.
+    Broken,
+    /// The client said goodbye.
+    Disconnected(Departure),
+    /// We end it; the reason code of MQTT 5's DISCONNECT.
+    Closed(u8),
+}
+
+/// Serves a client until it is gone. `place` is given back when everything it left has been offered.
+pub async fn serve<S, O>(stream: S, doors: Arc<Doors<O>>, place: OwnedSemaphorePermit)
+where
+    S: AsyncRead + AsyncWrite + Send,
+    O: Offers,
+{
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let Some((greeting, input)) = greet(&mut reader, &mut writer).await else { return };
+    let now = Instant::now();
+    let assigned = greeting.id.is_empty().then(|| doors.fresh_id());
+    let id: Arc<str> = Arc::from(assigned.as_deref().unwrap_or(&greeting.id));
+    let (version, keep_alive) = (greeting.version, greeting.keep_alive);
+    let attached = doors.shared.with(|state| state.attach(&id, greeting, now));
+    let Ok(Attached { link, present, due }) = attached else {
+        log::warn!("no place for local MQTT client {id:?}: there are {} already", super::CLIENTS_MAX);
+        say_goodbye(&mut reader, &mut writer, greeting::refusal_packet(version, checks::QUOTA)).await;
+        return;
+    };
+    let mut client = Client {
+        upward: Upward::new(doors.offers.clone(), Arc::clone(&doors.upward_bytes)),
+        output: greeting::welcome(version, present, assigned.as_deref()),
+        doors,
+        id,
+        version,
+        link,
+        input,
+        open_receptions: BTreeSet::new(),
+        // MQTT 5 section 3.1.2.10: one and a half times what the client promised.
+        patience: Some(keep_alive * 3 / 2).filter(|patience| !patience.is_zero()),
+        heard: now,
+        packet_began: None,
+        stalled_since: None,
+    };
+    for will in due {
+        client.offer_will(&will);
+    }
+    log::debug!("local MQTT client {:?} is here ({version}, session {present})", client.id);
+    let end = client.run(&mut reader, &mut writer).await;
+    log::debug!("local MQTT client {:?} is gone: {end:?}", client.id);
+    client.leave(end);
+    if let (End::Closed(reason), Version::V5) = (end, version) {
+        let packet = MqttPacket::Disconnect5(disconnectv5::MqttDisconnect::new_simple(reason));
+        client.output.extend(packet.to_bytes().unwrap_or_default());
+    }
+    if matches!(end, End::Closed(_)) {
+        say_goodbye(&mut reader, &mut writer, std::mem::take(&mut client.output)).await;
+    }
+    drop((reader, writer));
+    client.finish().await;
+    drop(place);
+}
+
+/// Reads the CONNECT; nothing but it may come first (section 3.1), and only a little memory is spent on it.
+async fn greet<S>(reader: &mut ReadHalf<S>, writer: &mut WriteHalf<S>) -> Option<(Greeting, Vec<u8>)>
+where
+    S: AsyncRead + AsyncWrite,
+{
+    let mut input = Vec::new();
+    let first = timeout(CONNECT_WAIT, async {
+        loop {
+            let mut chunk = [0; 512];
+            let count = reader.read(&mut chunk).await.ok().filter(|count| *count > 0)?;
+            input.extend_from_slice(chunk.get(..count)?);
+            if input.first() != Some(&0x10) {
+                return None;
+            }
+            match packet::frame_length(&input, CONNECT_MAX) {
+                Ok(Some(length)) if input.len() >= length => return Some(Ok(length)),
+                Ok(_) => {}
+                Err(malformed) => return Some(Err(malformed)),
+            }
+        }
+    });
+    let reply = match first.await.ok()?? {
+        Ok(length) => match greeting::read(input.get(..length)?) {
+            Ok(greeting) => {
+                input.drain(..length);
+                return Some((greeting, input));
+            }
+            Err(rejected) => rejected.reply,
+        },
+        Err(Malformed::TooLarge) if packet::connect_version(&input) == Some(5) => {
+            greeting::refusal_packet(Version::V5, checks::TOO_LARGE)
+        }
+        Err(_) => Vec::new(),
+    };
+    say_goodbye(reader, writer, reply).await;
+    None
+}
+
+/// Sends the last words and lets the client close first for a moment: closing with unread bytes would make the
+/// kernel reset the connection and lose them.
+async fn say_goodbye<S>(reader: &mut ReadHalf<S>, writer: &mut WriteHalf<S>, words: Vec<u8>)
+where
+    S: AsyncRead + AsyncWrite,
+{
+    if words.is_empty() {
+        return;
+    }
+    let talk = async {
+        writer.write_all(&words).await?;
+        writer.shutdown().await?;
+        let mut rest = [0; 512];
+        while reader.read(&mut rest).await? > 0 {}
+        std::io::Result::Ok(())
+    };
+    // Whatever comes of it, the connection ends now.
+    let _ = timeout(GOODBYE_WAIT, talk).await;
+}
+
+/// A client that has been let in. What its packets do stands in `conversation`.
+pub struct Client<O> {
+    pub(super) doors: Arc<Doors<O>>,
+    pub(super) id: Arc<str>,
+    pub(super) version: Version,
+    pub(super) link: Arc<Link>,
+    pub(super) upward: Upward<O>,
+    pub(super) input: Vec<u8>,
+    pub(super) output: Vec<u8>,
+    /// QoS 2 messages of this connection between PUBLISH and PUBCOMP: they count against our Receive Maximum.
+    pub(super) open_receptions: BTreeSet<u16>,
+    /// How long the client may be silent.
+    pub(super) patience: Option<Duration>,
+    pub(super) heard: Instant,
+    /// When the packet that is not all there yet began to arrive.
+    pub(super) packet_began: Option<Instant>,
+    /// When the client last read something, while there is something to read.
+    pub(super) stalled_since: Option<Instant>,
+}
+
+impl<O: Offers> Client<O> {
+    async fn run<S>(&mut self, reader: &mut ReadHalf<S>, writer: &mut WriteHalf<S>) -> End
+    where
+        S: AsyncRead + AsyncWrite,
+    {
+        loop {
+            let more = match self.turn() {
+                Ok(more) => more,
+                Err(end) => return end,
+            };
+            if more {
+                // The others' turn: one client's flood is never in their way for long.
+                yield_now().await;
+            }
+            let reading = !more && self.may_read();
+            if reading {
+                self.input.reserve(READ_CHUNK);
+            } else {
+                // Its silence is our doing, and so is half a packet.
+                self.heard = Instant::now();
+                self.packet_began = self.packet_began.map(|_| self.heard);
+            }
+            let deadline = self.deadline(reading);
+            let wait_until = deadline.map_or_else(Instant::now, |(at, _)| at);
+            let link = Arc::clone(&self.link);
+            tokio::select! {
+                () = link.wake.notified() => {}
+                answer = self.upward.next(), if !self.upward.is_empty() => {
+                    if let Err(end) = self.answer(answer).and_then(|()| self.more_answers()) {
+                        return end;
+                    }
+                }
+                count = reader.read_buf(&mut self.input), if reading => match count {
+                    Ok(0) | Err(_) => return End::Broken,
+                    Ok(_) => {}
+                },
+                count = writer.write(&self.output), if !self.output.is_empty() => match count {
+                    Ok(0) | Err(_) => return End::Broken,
+                    Ok(count) => {
+                        self.output.drain(..count);
+                        self.stalled_since = None;
+                    }
+                },
+                () = ready(()), if more => {}
+                () = sleep_until(wait_until), if deadline.is_some() => {
+                    let Some((_, end)) = deadline.filter(|(at, _)| *at <= Instant::now()) else { continue };
+                    // Where this machine was late, what the client sent in time is still in the kernel.
+                    let silent = end == End::Closed(checks::KEEP_ALIVE_TIMEOUT);
+                    let late = async { reader.read_buf(&mut self.input).await.is_ok_and(|count| count > 0) };
+                    if !(silent && timeout(Duration::ZERO, late).await == Ok(true)) {
+                        return end;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Does what can be done without waiting, up to a limit; true when there is more.
+    fn turn(&mut self) -> Result<bool, End> {
+        if let Some(reason) = self.link.farewell() {
+            return Err(End::Closed(reason));
+        }
+        let more = self.take_packets()?;
+        let (id, link, output) = (&self.id, &self.link, &mut self.output);
+        self.doors.shared.with(|state| {
+            let session = state.owned(id, link).ok_or(End::Closed(checks::TAKEN_OVER))?;
+            for packet_id in session.settled.drain(..) {
+                acknowledge(output, self.version, PUBREC, packet_id, 0);
+            }
+            let now = Instant::now();
+            while output.len() < OUTPUT_TARGET {
+                let Some(packet) = session.next(now) else { break };
+                output.extend_from_slice(&packet);
+            }
+            Ok(())
+        })?;
+        if self.output.is_empty() {
+            self.stalled_since = None;
+        } else {
+            self.stalled_since.get_or_insert_with(Instant::now);
+        }
+        Ok(more)
+    }
+
+    /// Whether what the client sends next can be taken.
+    fn may_read(&self) -> bool {
+        self.output.len() < OUTPUT_MAX
+            && self.upward.has_room()
+            // A client with MQTT 5 knows this limit and is held to it; one with 3.1.1 has to wait.
+            && (self.version == Version::V5 || self.upward.owed() < usize::from(RECEIVE_MAX))
+    }
+
+    /// When to give the client up if nothing happens, and how.
+    fn deadline(&self, reading: bool) -> Option<(Instant, End)> {
+        let silence = self.patience.filter(|_| reading);
+        let silence = silence.map(|patience| (self.heard + patience, End::Closed(checks::KEEP_ALIVE_TIMEOUT)));
+        let half = self.packet_began.filter(|_| reading).map(|began| (began + PACKET_WAIT, End::Broken));
+        let stall = self.stalled_since.map(|since| (since + STALL_MAX, End::Broken));
+        [silence, half, stall].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    /// Takes whole packets out of the input; true when it stopped at `PACKETS_PER_TURN`.
+    fn take_packets(&mut self) -> Result<bool, End> {
+        let input = std::mem::take(&mut self.input);
+        let mut left: &[u8] = &input;
+        let mut result = Ok(());
+        let mut packets = 0;
+        while packets < PACKETS_PER_TURN && self.may_read() {
+            let frame = match next_frame(left) {
+                Ok(Some(frame)) => frame,
+                Ok(None) => break,
+                Err(reason) => {
+                    result = Err(End::Closed(reason));
+                    break;
+                }
+            };
+            left = left.get(frame.len()..).unwrap_or_default();
+            self.heard = Instant::now();
+            self.packet_began = None;
+            packets += 1;
+            result = self.take_packet(frame);
+            if result.is_err() {
+                break;
+            }
+        }
+        let used = input.len() - left.len();
+        self.input = input;
+        self.input.drain(..used);
+        if self.input.is_empty() {
+            self.packet_began = None;
+            if self.input.capacity() > 4 * READ_CHUNK {
+                self.input = Vec::new();
+            }
+        } else {
+            self.packet_began.get_or_insert_with(Instant::now);
+        }
+        result.map(|()| packets == PACKETS_PER_TURN)
+    }
+
+    /// Takes the answers that are there already, so that they leave in one write.
+    fn more_answers(&mut self) -> Result<(), End> {
+        // Not waited for here: `run` asks again with its own waker before it sleeps.
+        let mut context = Context::from_waker(Waker::noop());
+        while let Poll::Ready(answer) = self.upward.poll_next(&mut context) {
+            self.answer(answer)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the others that the client is gone.
+    fn leave(&mut self, end: End) {
+        let departure = match end {
+            End::Disconnected(departure) => departure,
+            // The daemon stops, not the client; it will be back before anyone could act on its will.
+            End::Closed(checks::SHUTTING_DOWN) => Departure { keep_will: false, expiry: None },
+            End::Broken | End::Closed(_) => Departure { keep_will: true, expiry: None },
+        };
+        let now = Instant::now();
+        let will = self.doors.shared.with(|state| state.detach(&self.id, &self.link, departure, now));
+        self.doors.shared.changed.notify_one();
+        if let Some(will) = will {
+            self.offer_will(&will);
+        }
+    }
+
+    /// Offers what was read before the connection ended: with QoS 0 nobody would send it again.
+    async fn finish(mut self) {
+        while !self.upward.is_empty() {
+            let answer = self.upward.next().await;
+            self.answer_late(answer);
+        }
+    }
+}
+
+/// The first whole packet of the input.
+fn next_frame(left: &[u8]) -> Result<Option<&[u8]>, u8> {
+    let Some(first) = left.first() else { return Ok(None) };
+    checks::header(*first)?;
+    let limit = if first >> 4 == 3 { PACKET_MAX } else { CONTROL_MAX };
+    match packet::frame_length(left, limit) {
+        Ok(length) => Ok(length.and_then(|length| left.get(..length))),
+        Err(Malformed::TooLarge) => Err(checks::TOO_LARGE),
+        Err(Malformed::Syntax) => Err(checks::MALFORMED),
+    }
+}

@@ -1,0 +1,352 @@
+//! The cloud's MQTT server: dials and connections, each under its attempt number.
+//!
+//! One task per attempt: it dials, waits without a word until told to connect, speaks MQTT, and ends when told or when
+//! the connection does. Always true: methods hand over and return at once; after `hang_up` nothing of that attempt is
+//! reported; a body is fetched only when it can be written. It never dials by itself, never repeats a message on a live
+//! connection and never chooses a server or interface: those are the heart's actions.
+//!
+//! Below: `dial` makes the stream, `connection` speaks on it, `speech` knows both versions of MQTT, `memory` is what
+//! outlives a connection, `documents` are our own messages.
+
+mod connection;
+mod dial;
+mod documents;
+mod memory;
+mod speech;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use switchback_control::{Attempt, Event, Goodbye, Name, Reason, Seq, Version};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+use crate::config::Config;
+use crate::corridor::{Body, Corridor, Downlinks};
+use crate::io::Events;
+use crate::io::resolver::Resolver;
+use crate::io::socket::{Gauge, PathInfo, Readback};
+use crate::io::tls::Tls;
+use crate::uplinks::Uplinks;
+
+pub use documents::Greeting;
+
+/// Longest goodbye: publishing the offline status and DISCONNECT, until the server has closed. Two round trips on the
+/// slowest uplink; a stop or a move must not wait longer.
+pub const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
+
+/// What a ping exchange costs on the wire in each direction, with TCP, IP and TLS around it (measured: 204 bytes
+/// together).
+const PING_COST: u64 = 102;
+
+/// Where message bodies come from.
+pub trait Bodies: Send + Sync + 'static {
+    /// The body of an admitted message; `None` when there is none any more.
+    fn fetch(&self, seq: Seq) -> impl Future<Output = Option<Body>> + Send;
+}
+
+impl Bodies for Corridor {
+    fn fetch(&self, seq: Seq) -> impl Future<Output = Option<Body>> + Send {
+        Corridor::fetch(self, seq)
+    }
+}
+
+/// Asked at each new session for what only the loop knows.
+pub type Greet = Arc<dyn Fn() -> Greeting + Send + Sync>;
+
+/// What is known of a connection right now, for displays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Live {
+    pub peer: SocketAddr,
+    /// "1.3" or "1.2"; `None` without TLS.
+    pub tls: Option<String>,
+    /// The TLS handshake was shortened by an earlier one.
+    pub resumed: bool,
+    /// Smoothed round trip by the kernel, microseconds; `None` before the first sample.
+    pub rtt_us: Option<u32>,
+    /// Its mean deviation, microseconds.
+    pub rtt_variance_us: Option<u32>,
+    /// Segments sent again since the connection began.
+    pub retransmits: u32,
+    /// `SO_SNDBUF` as the kernel has it (doubled), in bytes.
+    pub send_buffer: Option<u32>,
+    /// Keepalive and user timeout as the kernel has them.
+    pub options: Readback,
+    /// On the wire, TLS included, TCP and IP not.
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+    /// In the kernel: sent and not acknowledged together with not sent; and the latter alone.
+    pub unacked: u32,
+    pub unsent: u32,
+}
+
+/// The handle: dials, connections and what is known of them. Clones are the same cloud.
+#[derive(Clone)]
+pub struct Cloud(Arc<Shared>);
+
+/// What every task shares.
+struct Shared {
+    config: Arc<Config>,
+    uplinks: Uplinks,
+    fetch: Fetch,
+    downlinks: Downlinks,
+    events: Events,
+    greet: Greet,
+    resolver: Resolver,
+    tls: Tls,
+    memory: memory::Memory,
+    lines: Mutex<HashMap<Attempt, Line>>,
+    liveness: Mutex<HashMap<Name, u64>>,
+    /// Tasks that have not ended, and a call when one has.
+    running: AtomicU64,
+    ended: Notify,
+}
+
+type Fetch = Box<dyn Fn(Seq) -> Pin<Box<dyn Future<Output = Option<Body>> + Send>> + Send + Sync>;
+
+/// One attempt as the handle knows it.
+struct Line {
+    /// Not bounded here: the heart hands over at most a window of messages and one of anything else at a time.
+    orders: mpsc::UnboundedSender<Order>,
+    dead: Arc<AtomicBool>,
+    task: AbortHandle,
+    /// From the end of the dial on.
+    facts: Option<Arc<Facts>>,
+}
+
+/// What is known of a dialled connection.
+struct Facts {
+    gauge: Gauge,
+    counts: Arc<dial::Counts>,
+    peer: SocketAddr,
+    tls: Option<&'static str>,
+    resumed: bool,
+}
+
+/// What a connection is told.
+enum Order {
+    Connect { version: Version, keep_alive: Duration },
+    HangUp(Goodbye),
+    Ping,
+    Drain,
+    Transmit { seq: Seq, again: bool },
+}
+
+/// Reports for one attempt, until it is hung up.
+struct Voice {
+    attempt: Attempt,
+    events: Events,
+    dead: Arc<AtomicBool>,
+}
+
+impl Voice {
+    /// Hung up: what happens now is of no interest any more.
+    fn is_silent(&self) -> bool {
+        self.dead.load(Ordering::Acquire)
+    }
+
+    /// Waits while the loop is behind. A closed channel means that nobody wants to know any more.
+    async fn report(&self, event: Event) {
+        if let Ok(room) = self.events.reserve().await
+            && !self.is_silent()
+        {
+            room.send(event);
+        }
+    }
+}
+
+impl Cloud {
+    /// Nothing is dialled yet. Certificates are read now, so that a wrong path is said at the start.
+    pub fn start(
+        config: Arc<Config>,
+        uplinks: Uplinks,
+        bodies: impl Bodies,
+        downlinks: Downlinks,
+        events: Events,
+        greet: Greet,
+    ) -> Cloud {
+        let bodies = Arc::new(bodies);
+        let fetch: Fetch = Box::new(move |seq| {
+            let bodies = bodies.clone();
+            Box::pin(async move { bodies.fetch(seq).await })
+        });
+        Cloud(Arc::new(Shared {
+            tls: Tls::new(&config.cloud),
+            config,
+            uplinks,
+            fetch,
+            downlinks,
+            events,
+            greet,
+            resolver: Resolver::default(),
+            memory: memory::Memory::default(),
+            lines: Mutex::default(),
+            liveness: Mutex::default(),
+            running: AtomicU64::new(0),
+            ended: Notify::new(),
+        }))
+    }
+
+    /// `Action::Dial`. Must be called inside the runtime.
+    pub fn dial(&self, interface: Name, server: u8, attempt: Attempt) {
+        let (orders, inbox) = mpsc::unbounded_channel();
+        let dead = Arc::new(AtomicBool::new(false));
+        let voice = Voice { attempt, events: self.0.events.clone(), dead: dead.clone() };
+        self.0.running.fetch_add(1, Ordering::AcqRel);
+        let presence = Presence { shared: self.0.clone(), attempt };
+        // Held over the spawn, so that the task finds its line whatever the runtime.
+        let mut lines = self.0.lines();
+        let task = tokio::spawn(run(presence, voice, interface, server, inbox)).abort_handle();
+        lines.insert(attempt, Line { orders, dead, task, facts: None });
+    }
+
+    /// `Action::Connect`: CONNECT goes out as soon as the dial has come to its end.
+    pub fn connect(&self, attempt: Attempt, version: Version, keep_alive: Duration) {
+        self.order(attempt, Order::Connect { version, keep_alive });
+    }
+
+    /// `Action::HangUp`. A goodbye goes on in the background, for at most `FAREWELL_LIMIT`; see `finished`.
+    pub fn hang_up(&self, attempt: Attempt, goodbye: Goodbye) {
+        let Some(line) = self.0.lines().remove(&attempt) else { return };
+        line.dead.store(true, Ordering::Release);
+        match (goodbye, &line.facts) {
+            (Goodbye::Offline | Goodbye::Moving, Some(_)) => drop(line.orders.send(Order::HangUp(goodbye))),
+            (Goodbye::Abort, Some(facts)) => {
+                facts.gauge.forget_unsent();
+                line.task.abort();
+            }
+            (Goodbye::Offline | Goodbye::Moving | Goodbye::Abort, None) => line.task.abort(),
+        }
+    }
+
+    /// `Action::Ping`.
+    pub fn ping(&self, attempt: Attempt) {
+        self.order(attempt, Order::Ping);
+    }
+
+    /// `Action::Drain`: answered at once by `Event::Drained`, empty or not.
+    pub fn drain(&self, attempt: Attempt) {
+        self.order(attempt, Order::Drain);
+    }
+
+    /// `Action::Transmit`. The body is fetched when it can be written.
+    pub fn transmit(&self, attempt: Attempt, seq: Seq, again: bool) {
+        self.order(attempt, Order::Transmit { seq, again });
+    }
+
+    /// What is known of a connection at this moment; `None` before its dial has ended and after its end.
+    pub fn live(&self, attempt: Attempt) -> Option<Live> {
+        let facts = self.0.lines().get(&attempt)?.facts.clone()?;
+        let path = facts.gauge.path().unwrap_or_default();
+        let options = facts.gauge.readback();
+        let micros = |duration: Duration| u32::try_from(duration.as_micros()).unwrap_or(u32::MAX);
+        let sampled = path != PathInfo::default() && !path.round_trip.is_zero();
+        Some(Live {
+            peer: facts.peer,
+            tls: facts.tls.map(str::to_owned),
+            resumed: facts.resumed,
+            rtt_us: sampled.then(|| micros(path.round_trip)),
+            rtt_variance_us: sampled.then(|| micros(path.variance)),
+            retransmits: path.retransmits,
+            send_buffer: Some(options.send_buffer).filter(|size| *size != 0),
+            options,
+            bytes_sent: facts.counts.sent.load(Ordering::Relaxed),
+            bytes_received: facts.counts.received.load(Ordering::Relaxed),
+            unacked: facts.gauge.unacked().unwrap_or(0),
+            unsent: facts.gauge.unsent().unwrap_or(0),
+        })
+    }
+
+    /// Bytes that MQTT pings have cost through an interface since the start, as they count on the wire.
+    pub fn liveness_bytes(&self, interface: Name) -> u64 {
+        lock(&self.0.liveness).get(&interface).copied().unwrap_or(0)
+    }
+
+    /// Waits until every goodbye is said, at most `FAREWELL_LIMIT`; for the end of the process, after the last
+    /// `hang_up`.
+    pub async fn finished(&self) {
+        let all = async {
+            loop {
+                let ended = self.0.ended.notified();
+                if self.0.running.load(Ordering::Acquire) == 0 {
+                    return;
+                }
+                ended.await;
+            }
+        };
+        // Past the limit the process ends, and the kernel says what it can.
+        let _ = timeout(FAREWELL_LIMIT, all).await;
+    }
+
+    fn order(&self, attempt: Attempt, order: Order) {
+        if let Some(line) = self.0.lines().get(&attempt) {
+            // A task that has just ended has reported so.
+            let _ = line.orders.send(order);
+        }
+    }
+}
+
+impl Shared {
+    fn lines(&self) -> MutexGuard<'_, HashMap<Attempt, Line>> {
+        lock(&self.lines)
+    }
+
+    fn count_ping(&self, interface: Name) {
+        *lock(&self.liveness).entry(interface).or_default() += PING_COST;
+    }
+}
+
+/// Nothing panics while one of these locks is held; a poisoned one still guards whole values.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes the attempt off the list when its task ends, however it ends.
+struct Presence {
+    shared: Arc<Shared>,
+    attempt: Attempt,
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        self.shared.lines().remove(&self.attempt);
+        self.shared.running.fetch_sub(1, Ordering::AcqRel);
+        self.shared.ended.notify_waiters();
+    }
+}
+
+/// The whole life of an attempt.
+async fn run(
+    presence: Presence,
+    voice: Voice,
+    interface: Name,
+    server: u8,
+    mut orders: mpsc::UnboundedReceiver<Order>,
+) {
+    let (shared, attempt) = (&*presence.shared, voice.attempt);
+    let dialled = match shared.config.cloud.servers.get(usize::from(server)) {
+        Some(server) => dial::dial(shared, &voice, interface, server).await,
+        None => Err(dial::ended(Reason::NoServer, false)),
+    };
+    let dial::Dialled { stream, gauge, counts, peer, tls, resumed } = match dialled {
+        Ok(dialled) => dialled,
+        Err(dial::Ended { reason, heard }) => {
+            return voice.report(Event::DialFailed { attempt, reason, heard }).await;
+        }
+    };
+    let facts = Arc::new(Facts { gauge, counts, peer, tls, resumed });
+    if let Some(line) = shared.lines().get_mut(&attempt) {
+        line.facts = Some(facts.clone());
+    }
+    voice.report(Event::Dialled { attempt }).await;
+    let place = connection::Place { shared, voice: &voice, facts: &facts, interface };
+    if let Some(dial::Ended { reason, heard }) = connection::live(place, stream, &mut orders).await {
+        voice.report(Event::Closed { attempt, reason, heard }).await;
+    }
+}

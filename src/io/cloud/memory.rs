@@ -1,0 +1,178 @@
+//! What outlives a connection: which message has which packet identifier, and what the server's session knows of us.
+//!
+//! Shared by all connections of the process, because one client identity has one session whatever it runs over. An
+//! identifier is never given to a second message while the first is unacknowledged; when the server has forgotten its
+//! session, everything here is forgotten too, and acknowledgements of the time before count no more.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use switchback_control::Seq;
+
+/// The last identifier for applications' messages; those above are our own, so that the two never meet.
+const LAST: u16 = 64_999;
+
+/// The identifiers of our own packets on one connection: more than are ever open at once.
+pub const OWN: std::ops::RangeInclusive<u16> = 65_000..=65_535;
+
+/// Counts how often the server's session began anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Generation(u64);
+
+#[derive(Debug, Default)]
+pub struct Memory(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    generation: Generation,
+    last: u16,
+    ids: BTreeMap<Seq, u16>,
+    seqs: HashMap<u16, Seq>,
+    /// Identifiers of messages of quality 2 that were taken and not yet released.
+    received: HashSet<u16>,
+    subscribed: bool,
+}
+
+impl Memory {
+    /// A CONNACK came; `present` as it said.
+    pub fn begin(&self, present: bool) -> Generation {
+        let mut inner = self.lock();
+        if !present {
+            let generation = Generation(inner.generation.0 + 1);
+            *inner = Inner { generation, last: inner.last, ..Inner::default() };
+        }
+        inner.generation
+    }
+
+    /// The identifier of a message, and whether it had it before.
+    pub fn number(&self, seq: Seq) -> (u16, bool) {
+        let mut inner = self.lock();
+        if let Some(id) = inner.ids.get(&seq) {
+            return (*id, true);
+        }
+        // The window is far below the number of identifiers. Were it not, the oldest message would lose its own: it is
+        // the one most likely set aside.
+        if inner.ids.len() >= usize::from(LAST)
+            && let Some((_, id)) = inner.ids.pop_first()
+        {
+            inner.seqs.remove(&id);
+        }
+        let mut id = inner.last;
+        loop {
+            id = if id >= LAST { 1 } else { id + 1 };
+            if !inner.seqs.contains_key(&id) {
+                break;
+            }
+        }
+        inner.last = id;
+        inner.ids.insert(seq, id);
+        inner.seqs.insert(id, seq);
+        (id, false)
+    }
+
+    /// Takes an acknowledgement that came on a connection of `generation`; `None` for one that means nothing.
+    pub fn acknowledged(&self, generation: Generation, id: u16) -> Option<Seq> {
+        let mut inner = self.lock();
+        if inner.generation != generation {
+            return None;
+        }
+        let seq = inner.seqs.remove(&id)?;
+        inner.ids.remove(&seq);
+        Some(seq)
+    }
+
+    /// The message will not be sent after all.
+    pub fn forget(&self, seq: Seq) {
+        let mut inner = self.lock();
+        if let Some(id) = inner.ids.remove(&seq) {
+            inner.seqs.remove(&id);
+        }
+    }
+
+    /// A message of quality 2 was taken: its repetition is none.
+    pub fn taken(&self, id: u16) {
+        self.lock().received.insert(id);
+    }
+
+    pub fn was_taken(&self, id: u16) -> bool {
+        self.lock().received.contains(&id)
+    }
+
+    /// The server will not repeat it any more.
+    pub fn released(&self, id: u16) {
+        self.lock().received.remove(&id);
+    }
+
+    /// Whether the server's session is known to hold all our subscriptions.
+    pub fn is_subscribed(&self) -> bool {
+        self.lock().subscribed
+    }
+
+    /// All subscriptions were confirmed on a connection of `generation`.
+    pub fn subscribed(&self, generation: Generation) {
+        let mut inner = self.lock();
+        if inner.generation == generation {
+            inner.subscribed = true;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing panics while the lock is held; a poisoned one still guards whole values.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_keeps_its_identifier_until_it_is_acknowledged() {
+        let memory = Memory::default();
+        let generation = memory.begin(true);
+        assert_eq!(memory.number(Seq(7)), (1, false));
+        assert_eq!(memory.number(Seq(8)), (2, false));
+        assert_eq!(memory.number(Seq(7)), (1, true));
+        assert_eq!(memory.acknowledged(generation, 1), Some(Seq(7)));
+        assert_eq!(memory.acknowledged(generation, 1), None);
+        assert_eq!(memory.number(Seq(7)), (3, false));
+    }
+
+    #[test]
+    fn after_the_server_forgot_old_acknowledgements_count_no_more() {
+        let memory = Memory::default();
+        let before = memory.begin(true);
+        let (id, _) = memory.number(Seq(1));
+        memory.subscribed(before);
+        let after = memory.begin(false);
+        assert!(!memory.is_subscribed());
+        memory.subscribed(before);
+        assert!(!memory.is_subscribed());
+        assert_eq!(memory.acknowledged(before, id), None);
+        let (id, known) = memory.number(Seq(1));
+        assert!(!known);
+        assert_eq!(memory.acknowledged(before, id), None);
+        assert_eq!(memory.acknowledged(after, id), Some(Seq(1)));
+    }
+
+    #[test]
+    fn identifiers_go_round_without_meeting_open_ones_or_our_own() {
+        let memory = Memory::default();
+        let generation = memory.begin(true);
+        let (kept, _) = memory.number(Seq(0));
+        for seq in 1..200_000 {
+            let (id, _) = memory.number(Seq(seq));
+            assert!(id != 0 && id != kept && !OWN.contains(&id));
+            assert_eq!(memory.acknowledged(generation, id), Some(Seq(seq)));
+        }
+    }
+
+    #[test]
+    fn more_open_messages_than_identifiers_do_not_hang() {
+        let memory = Memory::default();
+        memory.begin(true);
+        for seq in 0..u64::from(LAST) + 10 {
+            memory.number(Seq(seq));
+        }
+    }
+}

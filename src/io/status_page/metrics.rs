@@ -1,0 +1,199 @@
+//! The status document as OpenMetrics text (OpenMetrics 1.0).
+//!
+//! One list says which key becomes which metric. A value that is absent has no sample; a metric without any sample is
+//! still declared, so that a scraper always sees the same families. Nothing here reads anything but the document.
+
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value};
+
+/// The content type.
+pub const KIND: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Every state word of the contract: a state set has a sample for each, so that a graph shows zeros.
+const STATES: [&str; 21] = [
+    "off",
+    "idle",
+    "joining",
+    "addressing",
+    "sim",
+    "registering",
+    "bearer",
+    "resolving",
+    "connecting",
+    "handshake",
+    "online",
+    "online-on-backup",
+    "stalled",
+    "no-internet",
+    "captive-portal",
+    "no-cloud",
+    "auth-error",
+    "clock-wrong",
+    "planned-offline",
+    "updating",
+    "safe-mode",
+];
+
+/// A metric: its family, its unit, what it counts.
+struct Metric {
+    /// In the document.
+    key: &'static str,
+    /// Without `switchback_`; ends with the unit.
+    family: &'static str,
+    kind: Kind,
+    unit: &'static str,
+    help: &'static str,
+    /// How many of the document's units make one of the metric's.
+    per: f64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Gauge,
+    Counter,
+}
+
+const fn gauge(key: &'static str, family: &'static str, help: &'static str) -> Metric {
+    Metric { key, family, kind: Kind::Gauge, unit: "", help, per: 1.0 }
+}
+
+const fn counter(key: &'static str, family: &'static str, help: &'static str) -> Metric {
+    Metric { key, family, kind: Kind::Counter, unit: "", help, per: 1.0 }
+}
+
+impl Metric {
+    const fn bytes(self) -> Metric {
+        Metric { unit: "bytes", ..self }
+    }
+
+    /// Seconds, of which the document has `per` parts.
+    const fn seconds(self, per: f64) -> Metric {
+        Metric { unit: "seconds", per, ..self }
+    }
+}
+
+const MILLI: f64 = 1000.0;
+
+const TOP: [Metric; 3] = [
+    gauge("connected", "connected", "Whether the cloud answers."),
+    gauge("last_inbound_ms", "last_inbound_seconds", "How long ago the cloud was last heard.").seconds(MILLI),
+    gauge("next_attempt_ms", "next_attempt_seconds", "How long until the next attempt.").seconds(MILLI),
+];
+
+const SESSION: [Metric; 1] = [gauge("rtt_ms", "session_rtt_seconds", "Round trip to the server.").seconds(MILLI)];
+
+const UPLINK: [Metric; 8] = [
+    gauge("usable", "uplink_usable", "Whether the uplink can carry the session."),
+    gauge("metered", "uplink_metered", "Whether its bytes cost money."),
+    gauge("rtt_ms", "uplink_rtt_seconds", "Round trip through the uplink.").seconds(MILLI),
+    gauge("loss", "uplink_loss", "Share of what was lost, as in the status."),
+    gauge("signal", "uplink_signal", "Signal of the radio, as in the status."),
+    counter("bytes_up", "uplink_sent_bytes", "Bytes sent through the interface, by the kernel.").bytes(),
+    counter("bytes_down", "uplink_received_bytes", "Bytes received through the interface, by the kernel.").bytes(),
+    counter("liveness_bytes", "uplink_liveness_bytes", "Bytes spent on knowing that the path lives.").bytes(),
+];
+
+const OUTBOX: [Metric; 5] = [
+    gauge("messages", "outbox_messages", "Messages waiting for the cloud's acknowledgement."),
+    gauge("bytes", "outbox_bytes", "Bytes of the waiting messages.").bytes(),
+    gauge("oldest_s", "outbox_oldest_seconds", "Age of the oldest waiting message.").seconds(1.0),
+    gauge("in_flight", "outbox_in_flight", "Messages sent and not yet acknowledged."),
+    counter("dropped", "outbox_dropped", "Messages dropped by the stated rules."),
+];
+
+const OUTAGE: [Metric; 2] = [
+    gauge("detected_ms", "last_outage_detected_seconds", "How long the last loss went unnoticed.").seconds(MILLI),
+    gauge("gap_ms", "last_outage_gap_seconds", "How long the last outage was.").seconds(MILLI),
+];
+
+/// The whole exposition, with its end mark.
+pub fn text(document: &Map<String, Value>) -> String {
+    let mut out = String::new();
+    state(&mut out, document);
+    let _ = writeln!(out, "# TYPE switchback_build info\n# HELP switchback_build The running daemon.");
+    let _ = writeln!(out, "switchback_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
+    let here = |key: &str| document.get(key).and_then(Value::as_object).map(|object| (String::new(), object));
+    families(&mut out, &TOP, &[(String::new(), document)]);
+    families(&mut out, &SESSION, here("session").as_slice());
+    let uplinks = document.get("uplinks").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let uplinks: Vec<_> = uplinks.iter().filter_map(Value::as_object).map(|uplink| (labels(uplink), uplink)).collect();
+    families(&mut out, &UPLINK, &uplinks);
+    families(&mut out, &OUTBOX, here("outbox").as_slice());
+    families(&mut out, &OUTAGE, here("last_outage").as_slice());
+    out.push_str("# EOF\n");
+    out
+}
+
+fn state(out: &mut String, document: &Map<String, Value>) {
+    let now = document.get("state").and_then(Value::as_str).unwrap_or_default();
+    out.push_str("# TYPE switchback_state stateset\n# HELP switchback_state One word for the whole.\n");
+    for word in STATES {
+        let _ = writeln!(out, "switchback_state{{switchback_state=\"{word}\"}} {}", u8::from(word == now));
+    }
+}
+
+fn families(out: &mut String, metrics: &[Metric], sources: &[(String, &Map<String, Value>)]) {
+    for Metric { key, family, kind, unit, help, per } in metrics {
+        let (kind, suffix) = match kind {
+            Kind::Gauge => ("gauge", ""),
+            Kind::Counter => ("counter", "_total"),
+        };
+        let _ = writeln!(out, "# TYPE switchback_{family} {kind}");
+        if !unit.is_empty() {
+            let _ = writeln!(out, "# UNIT switchback_{family} {unit}");
+        }
+        let _ = writeln!(out, "# HELP switchback_{family} {help}");
+        for (labels, source) in sources {
+            if let Some(value) = source.get(*key).and_then(number) {
+                let _ = writeln!(out, "switchback_{family}{suffix}{labels} {}", value / per);
+            }
+        }
+    }
+}
+
+fn number(value: &Value) -> Option<f64> {
+    value.as_f64().or_else(|| value.as_bool().map(|flag| f64::from(u8::from(flag)))).filter(|number| number.is_finite())
+}
+
+fn labels(uplink: &Map<String, Value>) -> String {
+    let label = |key: &str| {
+        let text = uplink.get(key).and_then(Value::as_str).unwrap_or_default();
+        text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    };
+    format!("{{uplink=\"{}\",class=\"{}\"}}", label("name"), label("class"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_status_becomes_openmetrics() {
+        let document = json!({
+            "state": "online", "connected": true, "last_inbound_ms": 412, "next_attempt_ms": null,
+            "uplinks": [{"name": "wlan0", "class": "wifi", "usable": true, "rtt_ms": 31.0, "bytes_up": 9_000_000_000_u64}],
+            "outbox": {"messages": 3, "oldest_s": 2, "dropped": 0},
+        });
+        let text = text(document.as_object().unwrap());
+        let has = |line: &str| assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        has("switchback_state{switchback_state=\"online\"} 1");
+        has("switchback_state{switchback_state=\"off\"} 0");
+        has("switchback_connected 1");
+        has("switchback_last_inbound_seconds 0.412");
+        has("switchback_uplink_rtt_seconds{uplink=\"wlan0\",class=\"wifi\"} 0.031");
+        has("switchback_uplink_sent_bytes_total{uplink=\"wlan0\",class=\"wifi\"} 9000000000");
+        has("switchback_outbox_dropped_total 0");
+        assert!(!text.contains("\nswitchback_next_attempt_seconds "), "absent values have no sample");
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn a_strange_name_cannot_break_the_text() {
+        let document = json!({"uplinks": [{"name": "a\"b\\c\nd", "class": null, "usable": false}]});
+        let text = text(document.as_object().unwrap());
+        assert!(text.contains(r#"switchback_uplink_usable{uplink="a\"b\\c\nd",class=""} 0"#), "{text}");
+    }
+}

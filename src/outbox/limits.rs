@@ -1,0 +1,104 @@
+//! How much the outbox takes, and how it says no.
+//!
+//! Always true: limits that pass [`Limits::check`] leave room for one segment in use while another is written. It
+//! never touches a file.
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+
+use super::frame_limit;
+use super::record::Seq;
+use super::recover::MAX_SEGMENT_BYTES;
+
+/// How much the outbox may hold, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// All segment files together; at least two segments. Default 256 MiB: a day of ten 300-byte messages a second.
+    pub max_bytes: u64,
+    /// One segment file, 4 KiB to 16 MiB; see [`SEGMENT_BYTES`].
+    pub segment_bytes: u64,
+    /// One record, with topic, properties and identity; a record must also fit a segment. See [`MAX_RECORD`].
+    pub max_record: u64,
+}
+
+/// Default size of a segment: large enough that beginning one (a cursor slot, a sync) costs less than 1 % of what it
+/// takes, small enough that room comes back soon and one damaged file is a small loss.
+pub const SEGMENT_BYTES: u64 = 1024 * 1024;
+/// Default limit of a record: twice the largest message the big cloud brokers take (128 to 256 KiB).
+pub const MAX_RECORD: u64 = 512 * 1024;
+const MIN_SEGMENT_BYTES: u64 = 4096;
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_bytes: 256 * 1024 * 1024, segment_bytes: SEGMENT_BYTES, max_record: MAX_RECORD }
+    }
+}
+
+impl Limits {
+    /// Refuses limits that cannot be.
+    pub(super) fn check(&self) -> io::Result<()> {
+        let sane = (MIN_SEGMENT_BYTES..=MAX_SEGMENT_BYTES).contains(&self.segment_bytes);
+        if sane && self.max_bytes / 2 >= self.segment_bytes {
+            return Ok(());
+        }
+        let message = "an outbox takes segments of 4 KiB to 16 MiB, and at least two";
+        Err(io::Error::new(ErrorKind::InvalidInput, message))
+    }
+
+    /// The largest content of a record.
+    pub(super) fn content_bytes(&self) -> u64 {
+        self.max_record.min(self.segment_bytes - frame_limit(&[]))
+    }
+}
+
+/// Why a record was not taken. It is as if `append` had not been called.
+#[derive(Debug)]
+pub enum AppendError {
+    /// `max_bytes` is reached; `release` makes room.
+    Full,
+    /// The record has `bytes`, more than the `limit`.
+    TooLarge {
+        /// Encoded size.
+        bytes: u64,
+        /// What would be taken.
+        limit: u64,
+    },
+    /// Its seq is not above `highest`: used before, released, or zero.
+    NotAscending {
+        /// The highest seq so far.
+        highest: Seq,
+    },
+    /// The disk failed; `StorageFull` when the file system has no room for another segment.
+    Io(io::Error),
+}
+
+impl fmt::Display for AppendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full => write!(f, "the outbox is full"),
+            Self::TooLarge { bytes, limit } => write!(f, "record of {bytes} bytes, at most {limit} are taken"),
+            Self::NotAscending { highest } => write!(f, "seq must be above {highest}"),
+            Self::Io(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for AppendError {}
+
+impl From<AppendError> for io::Error {
+    fn from(error: AppendError) -> Self {
+        match error {
+            AppendError::Io(error) => error,
+            AppendError::Full => Self::new(ErrorKind::StorageFull, error),
+            AppendError::TooLarge { .. } | AppendError::NotAscending { .. } => {
+                Self::new(ErrorKind::InvalidInput, error)
+            }
+        }
+    }
+}
+
+impl From<io::Error> for AppendError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}

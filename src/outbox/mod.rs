@@ -1,0 +1,388 @@
+//! The outbox: what was promised survives a power cut at any byte.
+//!
+//! ```text
+//! outbox/lock               held by the one process that uses the directory
+//!        cursor             up to which seq everything may be forgotten        (see `cursor`)
+//!        segment-SALT  …    records, one behind the other, 1 MiB each          (see `segment`, `record`)
+//!        segment-SALT.damaged   set aside, at most four                        (see `recover`)
+//!
+//! append ──► pending, in memory ──► sync: one write, one fdatasync ──► live segments ──► read
+//!                                                                         │ release
+//!                                     written again from the start ◄── free segments
+//! ```
+//!
+//! It decides where bytes go and when they count as kept, and nothing else: what to send, when to sync and what to
+//! give up is the caller's business. It holds the pending records (at most one segment), three stretches of 64 KiB
+//! for reading and a mark for every 64 KiB on disk, however many messages wait.
+//!
+//! Always true:
+//! - After `sync` says `Ok`, every record appended before is found again until it is released.
+//! - A record comes back after `release` only if no `sync` or `close` has succeeded since: a repeat, never a loss.
+//! - At most one segment holds records that are not durable; the next is begun only when it is synced.
+//! - A segment is written again only when the cursor file durably releases all it ever held.
+//! - A failed sync is not tried again on the same pages: the segment is retired, and the records, still in memory, are
+//!   written to another one by the next `sync`.
+//! - The files never take more than `max_bytes`, not counting the cursor and the files set aside.
+//!
+//! It never starts threads, never looks at a clock, never deletes a record by itself, and does not shrink: filling a
+//! segment with zeros again would cost the card more than the room is worth.
+
+mod cache;
+mod cursor;
+mod disk;
+mod limits;
+mod pending;
+mod record;
+mod recover;
+mod replace;
+mod segment;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use cache::Cache;
+use cursor::Cursor;
+use pending::Pending;
+use record::{CHAIN_BYTES, Chain, HEAD_BYTES};
+use recover::recover;
+use segment::Segment;
+
+pub use disk::{Disk, Local};
+pub use limits::{AppendError, Limits, MAX_RECORD, SEGMENT_BYTES};
+pub use record::{Record, Seq};
+pub use recover::{Damage, Recovered, Why};
+pub use replace::{replace_file, replace_file_on};
+
+/// The durable store of messages. Dropping it without [`Outbox::close`] is a power cut without the cut: what was not
+/// synced is gone.
+pub struct Outbox<D: Disk = Local> {
+    disk: D,
+    dir: PathBuf,
+    limits: Limits,
+    cursor: Cursor<D::File>,
+    /// In the order of their seqs; while `active` is open, the last one is being written.
+    live: VecDeque<Segment>,
+    active: Option<D::File>,
+    free: Vec<Segment>,
+    /// To be removed when the disk lets us.
+    dead: Vec<Segment>,
+    unread_bytes: u64,
+    pending: Pending,
+    cache: Cache,
+    released: u64,
+    /// Highest seq given to `append` or `release`, or found.
+    highest: u64,
+    /// Highest seq in a segment, and highest known to be durable.
+    written: u64,
+    durable: u64,
+    /// Records on disk were released, and nothing durable says so yet.
+    unstated: bool,
+    /// A write of what is pending failed, and may yet turn up on disk.
+    attempted: bool,
+    messages: u64,
+    bytes: u64,
+    _lock: D::Lock,
+}
+
+impl Outbox {
+    /// Opens the outbox in `dir`, creating it (mode 0700) if needed. Reads every segment once.
+    ///
+    /// # Errors
+    /// `ResourceBusy` when another process uses it, `ReadOnlyFilesystem`, `StorageFull` (on the very first start),
+    /// `Unsupported` for files of a newer version, `InvalidInput` for limits that cannot be, and what else the disk
+    /// answers to a write. The content of files is no error: see [`Recovered::damaged`].
+    pub fn open(dir: &Path, limits: Limits) -> io::Result<(Self, Recovered)> {
+        Self::open_on(Local, dir, limits)
+    }
+}
+
+impl<D: Disk> Outbox<D> {
+    /// [`Outbox::open`] on a given disk.
+    ///
+    /// # Errors
+    /// As [`Outbox::open`].
+    pub fn open_on(disk: D, dir: &Path, limits: Limits) -> io::Result<(Self, Recovered)> {
+        limits.check()?;
+        disk.create_dir(dir)?;
+        let lock = disk.lock(&dir.join("lock"))?;
+        let found = recover(&disk, dir, limits.segment_bytes)?;
+        let open_end = |last: &&Segment| !last.bad && last.size == limits.segment_bytes;
+        let active = match found.live.back().filter(open_end) {
+            Some(last) => Some(disk.open(&last.path(dir))?),
+            None => None,
+        };
+        let outbox = Self {
+            disk,
+            dir: dir.to_path_buf(),
+            limits,
+            unstated: found.released > found.cursor.released,
+            cursor: found.cursor,
+            live: found.live,
+            active,
+            free: found.free,
+            dead: found.dead,
+            unread_bytes: found.unread_bytes,
+            pending: Pending::default(),
+            cache: Cache::default(),
+            released: found.released,
+            highest: found.highest,
+            written: found.written,
+            durable: found.highest,
+            attempted: false,
+            messages: found.report.messages,
+            bytes: found.report.bytes,
+            _lock: lock,
+        };
+        Ok((outbox, found.report))
+    }
+
+    /// Takes a record; it is durable after the next `sync`. Seqs must ascend, gaps are allowed. It touches the disk
+    /// only when a segment is full: then it syncs what is pending and begins the next one.
+    ///
+    /// # Errors
+    /// See [`AppendError`]; what was appended before stays as it was.
+    pub fn append(&mut self, record: &Record) -> Result<(), AppendError> {
+        if record.seq.0 <= self.highest {
+            return Err(AppendError::NotAscending { highest: Seq(self.highest) });
+        }
+        let content = record::encode_content(record);
+        let (bytes, frame) = (content.len() as u64, frame_limit(&content));
+        let limit = self.limits.content_bytes();
+        if bytes > limit {
+            return Err(AppendError::TooLarge { bytes, limit });
+        }
+        self.make_room(frame)?;
+        self.highest = record.seq.0;
+        self.pending.push(record.seq.0, content);
+        self.messages += 1;
+        self.bytes += frame;
+        Ok(())
+    }
+
+    /// Makes durable all that was appended and released so far: with one write and one fdatasync, or without any when
+    /// nothing on disk would change. Appending records and releasing others costs no more than appending alone.
+    ///
+    /// # Errors
+    /// What the disk answered, `StorageFull` too. What was appended since the last success is then **not** durable,
+    /// stays readable, and is written to another segment by the next call.
+    pub fn sync(&mut self) -> io::Result<()> {
+        self.flush()?;
+        if self.unstated { self.save_cursor() } else { Ok(()) }
+    }
+
+    /// The record `seq`: `None` when it was released, was never appended, or has become unreadable. A caller who knows
+    /// that it was appended and not released counts `None` as lost. Reading upwards costs one read for 64 KiB.
+    ///
+    /// # Errors
+    /// The disk could not read; trying again may help.
+    pub fn read(&mut self, seq: Seq) -> io::Result<Option<Record>> {
+        if seq.0 <= self.released {
+            return Ok(None);
+        }
+        if let Some(content) = self.pending.get(seq.0) {
+            return Ok(record::decode_content(seq.0, content));
+        }
+        let place = self.live.partition_point(|segment| segment.last().is_some_and(|last| last < seq.0));
+        let Some(segment) = self.live.get(place) else { return Ok(None) };
+        self.cache.read(&self.disk, &self.dir, segment, seq.0)
+    }
+
+    /// Allows everything up to and including `through` to be forgotten. It writes nothing: the next `sync` that has
+    /// something to write, or `close`, makes it durable. What is released before it was written is never written.
+    pub fn release(&mut self, through: Seq) {
+        let (after, through) = (self.released, through.0);
+        if through <= after {
+            return;
+        }
+        self.released = through;
+        self.highest = self.highest.max(through);
+        let (records, bytes) = self.pending.release(through);
+        self.unstated |= records > 0 && self.attempted;
+        self.forget(records, bytes);
+        while let Some(front) = self.live.front().filter(|front| front.last().is_some_and(|last| last <= through)) {
+            let (records, bytes) = (front.records, front.bytes);
+            self.unstated |= records > 0;
+            self.forget(records, bytes);
+            if self.live.len() == 1 && self.active.is_some() {
+                self.live.iter_mut().for_each(|last| (last.records, last.bytes) = (0, 0));
+                return;
+            }
+            if let Some(front) = self.live.pop_front() {
+                self.shelve(front);
+            }
+        }
+        self.release_partly(after, through);
+    }
+
+    /// Number of messages not released, pending ones included.
+    pub fn messages(&self) -> u64 {
+        self.messages
+    }
+
+    /// Bytes the messages not released take on disk.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Syncs, and writes the cursor file if anything durable changed since it was written.
+    ///
+    /// # Errors
+    /// As [`Outbox::sync`]; what was not durable is lost then.
+    pub fn close(mut self) -> io::Result<()> {
+        self.flush()?;
+        let untold = self.written > self.cursor.durable;
+        if self.unstated || untold { self.save_cursor() } else { Ok(()) }
+    }
+
+    /// Makes the active segment one with room for a frame of `bytes` beside what is pending.
+    fn make_room(&mut self, bytes: u64) -> Result<(), AppendError> {
+        if self.has_room(bytes) {
+            return Ok(());
+        }
+        // Also where a failed sync left no active segment: then this finds another.
+        self.flush()?;
+        if self.has_room(bytes) { Ok(()) } else { self.begin_segment() }
+    }
+
+    fn has_room(&self, bytes: u64) -> bool {
+        let last = self.live.back().filter(|_| self.active.is_some());
+        last.is_some_and(|last| last.end + self.pending.bytes() + bytes <= last.size)
+    }
+
+    /// Writes and syncs what is pending.
+    fn flush(&mut self) -> Result<(), AppendError> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        if self.active.is_none() {
+            self.begin_segment()?;
+        }
+        let (Some(file), Some(segment)) = (&self.active, self.live.back_mut()) else {
+            return Err(AppendError::Io(io::Error::other("no segment to write to")));
+        };
+        let chain = Chain { previous: self.written, durable: self.durable, released: self.released };
+        let (image, frames) = self.pending.seal(segment.salt, chain);
+        let written = self.disk.write_at(file, &image, segment.end).and_then(|()| self.disk.sync(file));
+        if let Err(error) = written {
+            let error = disk::named(&segment.path(&self.dir), error);
+            self.retire();
+            return Err(AppendError::Io(error));
+        }
+        for (seq, bytes) in frames {
+            segment.note(seq, segment.end, bytes);
+            self.written = seq;
+        }
+        self.durable = self.written;
+        self.bytes = self.bytes.saturating_sub(self.pending.bytes()) + image.len() as u64;
+        self.pending = Pending::default();
+        (self.unstated, self.attempted) = (false, false);
+        Ok(())
+    }
+
+    /// The active segment failed: it is never written again, and removed when nothing in it is needed.
+    fn retire(&mut self) {
+        (self.active, self.attempted) = (None, true);
+        let Some(mut segment) = self.live.pop_back() else { return };
+        segment.bad = true;
+        if segment.last().is_some_and(|last| last > self.released) {
+            self.live.push_back(segment);
+        } else {
+            self.shelve(segment);
+            self.remove_dead();
+        }
+    }
+
+    /// Takes the next segment: a free one, else a new one. Without either, the active one stays.
+    fn begin_segment(&mut self) -> Result<(), AppendError> {
+        if self.live.back().is_some_and(|last| last.last().is_none_or(|last| last <= self.released)) {
+            self.active = None;
+            let last = self.live.pop_back();
+            last.into_iter().for_each(|last| self.shelve(last));
+        }
+        self.remove_dead();
+        let (segment, file) = match self.free.pop() {
+            Some(segment) => self.reuse(segment)?,
+            None => {
+                let segments = self.live.iter().chain(&self.dead);
+                let used = segments.map(|segment| segment.size).sum::<u64>() + self.unread_bytes;
+                if used + self.limits.segment_bytes > self.limits.max_bytes {
+                    return Err(AppendError::Full);
+                }
+                segment::create(&self.disk, &self.dir, self.limits.segment_bytes)?
+            }
+        };
+        self.live.push_back(segment);
+        self.active = Some(file);
+        Ok(())
+    }
+
+    fn reuse(&mut self, segment: Segment) -> io::Result<(Segment, D::File)> {
+        if let Err(error) = self.state_release_of(segment.outlived) {
+            self.free.push(segment);
+            return Err(error);
+        }
+        match self.disk.open(&segment.path(&self.dir)) {
+            Ok(file) => {
+                self.cache.forget(segment.salt);
+                Ok((Segment::new(segment.salt, segment.size), file))
+            }
+            Err(error) => {
+                self.dead.push(segment);
+                Err(error)
+            }
+        }
+    }
+
+    /// Before what is at `seq` can vanish, the cursor file must say that it may: else it would be missed.
+    fn state_release_of(&mut self, seq: u64) -> io::Result<()> {
+        if seq > self.cursor.released { self.save_cursor() } else { Ok(()) }
+    }
+
+    fn save_cursor(&mut self) -> io::Result<()> {
+        self.cursor.save(&self.disk, self.released, self.durable)?;
+        self.unstated = false;
+        Ok(())
+    }
+
+    /// Everything in `segment` is released.
+    fn shelve(&mut self, segment: Segment) {
+        let reusable = !segment.bad && segment.size == self.limits.segment_bytes;
+        if reusable { &mut self.free } else { &mut self.dead }.push(segment);
+    }
+
+    /// What cannot be removed now is tried again with the next segment.
+    fn remove_dead(&mut self) {
+        for segment in std::mem::take(&mut self.dead) {
+            let removed = self.state_release_of(segment.outlived);
+            match removed.and_then(|()| self.disk.remove(&segment.path(&self.dir))) {
+                Err(error) if error.kind() != ErrorKind::NotFound => self.dead.push(segment),
+                Ok(()) | Err(_) => {}
+            }
+        }
+    }
+
+    fn release_partly(&mut self, after: u64, through: u64) {
+        let Some(front) = self.live.front_mut() else { return };
+        // A segment that cannot be read is counted wrongly until all of it is released.
+        let counted = self.cache.measure(&self.disk, &self.dir, front, after, through);
+        self.unstated |= counted.as_ref().map_or(true, |&(records, _)| records > 0);
+        let (records, bytes) = counted.unwrap_or_default();
+        let (records, bytes) = (records.min(front.records), bytes.min(front.bytes));
+        front.records -= records;
+        front.bytes -= bytes;
+        self.forget(records, bytes);
+    }
+
+    fn forget(&mut self, records: u64, bytes: u64) {
+        self.messages = self.messages.saturating_sub(records);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
+/// The most a frame with this content takes.
+fn frame_limit(content: &[u8]) -> u64 {
+    (HEAD_BYTES + CHAIN_BYTES + content.len()) as u64
+}

@@ -1,0 +1,53 @@
+//! Replaces a small file so that a power cut leaves the old content or the new, never a mixture.
+//!
+//! ```text
+//! FILE.new: written, synced ──► renamed to FILE ──► directory synced
+//! ```
+//!
+//! Always true: when `Ok` comes back, the new content survives a power cut. It never leaves a half-written
+//! file under the final name, and never keeps more than one temporary file beside it.
+
+use std::ffi::OsString;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use super::disk::{Disk, Local, named, parent_of};
+
+/// Puts `bytes` in place of the file at `path` (mode 0600), which need not exist.
+///
+/// # Errors
+/// Whatever the file system answers, with the path. The old content is then still there, except when only
+/// the last step failed: then the new content is there, but may not survive a power cut. Calling again is safe.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace_file_on(&Local, path, bytes)
+}
+
+/// [`replace_file`] on a given disk.
+///
+/// # Errors
+/// As [`replace_file`].
+pub fn replace_file_on<D: Disk>(disk: &D, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let Some(parent) = parent_of(path) else {
+        return Err(io::Error::new(ErrorKind::InvalidInput, format!("{}: not a file name", path.display())));
+    };
+    let fresh = fresh_name(path);
+    let replaced = write_fresh(disk, &fresh, bytes).and_then(|()| disk.rename(&fresh, path));
+    if let Err(error) = replaced {
+        // Best effort: what stays behind is overwritten by the next call.
+        let _ = disk.remove(&fresh);
+        return Err(error);
+    }
+    disk.sync_dir(parent)
+}
+
+fn write_fresh<D: Disk>(disk: &D, fresh: &Path, bytes: &[u8]) -> io::Result<()> {
+    let file = disk.create(fresh)?;
+    let written = disk.write_at(&file, bytes, 0).and_then(|()| disk.sync(&file));
+    written.map_err(|error| named(fresh, error))
+}
+
+fn fresh_name(path: &Path) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(".new");
+    PathBuf::from(name)
+}

@@ -1,0 +1,140 @@
+//! The picture that displays show: the heart's status, and what the adapters know beside it.
+//!
+//! Gathers both into the status document (contract, "status --json") and hands the latest one to everybody who shows
+//! it. Renewed at once when the state word or the uplink changes, otherwise a few times a second at most, and never
+//! on anybody's demand but the loop's. It reads counters; it decides nothing.
+
+use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use switchback_control::status::State;
+use switchback_control::{Control, Instant, Name};
+use tokio::sync::watch;
+
+use crate::api::{self, Live, LiveOutbox, LiveSession, LiveUplink, WallClock};
+use crate::config::{Config, Server};
+use crate::daemon::Hands;
+use crate::io::clock;
+use crate::io::storage::StoreFigures;
+use crate::uplinks::Uplinks;
+
+/// Displays are renewed at most this often while nothing but numbers changes.
+const RENEW_EVERY: Duration = Duration::from_millis(500);
+
+/// A status document.
+pub type Document = Arc<Map<String, Value>>;
+
+/// Gathers and hands out the document.
+pub struct Picture {
+    config: Arc<Config>,
+    uplinks: Uplinks,
+    figures: Arc<StoreFigures>,
+    shown: watch::Sender<Document>,
+    renewed: Instant,
+    word: Option<State>,
+}
+
+impl Picture {
+    /// A picture of nothing yet.
+    pub fn new(config: Arc<Config>, uplinks: Uplinks, figures: Arc<StoreFigures>) -> Picture {
+        let shown = watch::Sender::new(Arc::default());
+        Picture { config, uplinks, figures, shown, renewed: Instant::default(), word: None }
+    }
+
+    /// Where the latest document is to be had.
+    pub fn subscribe(&self) -> watch::Receiver<Document> {
+        self.shown.subscribe()
+    }
+
+    /// Renews the document if something `changed` or it is time to, and the state file if the word changed.
+    pub fn renew(&mut self, changed: bool, control: &Control, hands: &Hands, state_file: &Path) {
+        let now = clock::now();
+        if !changed && now.since(self.renewed) < RENEW_EVERY {
+            return;
+        }
+        let word = control.summary().state;
+        if self.word.replace(word) != Some(word) {
+            write_word(state_file, word.as_str());
+        }
+        self.renewed = now;
+        self.shown.send_replace(Arc::new(self.document(control, hands)));
+    }
+
+    /// The document as of now.
+    pub fn document(&self, control: &Control, hands: &Hands) -> Map<String, Value> {
+        let status = control.status();
+        let live = self.live(&status, hands);
+        api::status_document(&status, &live, WallClock { now: clock::now(), wall_ms: clock::wall().as_millisecond() })
+    }
+
+    fn live(&self, status: &switchback_control::Status, hands: &Hands) -> Live {
+        let facts = status.session.and_then(|s| hands.cloud.live(s.attempt));
+        let mut uplinks = BTreeMap::new();
+        for uplink in &status.uplinks {
+            let details = self.uplinks.details(uplink.interface);
+            let carries = status.uplink == Some(uplink.name);
+            let facts = facts.as_ref().filter(|_| carries);
+            let (bytes_up, bytes_down) = byte_counts(uplink.name);
+            uplinks.insert(
+                uplink.interface,
+                LiveUplink {
+                    rtt_ms: facts.and_then(|f| f.rtt_us).map(|us| f64::from(us) / 1000.0),
+                    loss: None,
+                    signal: details.as_ref().and_then(|d| d.signal),
+                    bytes_up,
+                    bytes_down,
+                    liveness_bytes: hands.cloud.liveness_bytes(uplink.interface),
+                    address: details.as_ref().and_then(|d| d.addresses.first().copied()),
+                    send_buffer: facts.and_then(|f| f.send_buffer),
+                },
+            );
+        }
+        let session = status.session.map(|s| LiveSession {
+            server: self.config.cloud.servers.get(usize::from(s.server)).map(server_name).unwrap_or_default(),
+            tls: facts.as_ref().and_then(|f| f.tls.clone()),
+            rtt_ms: facts.as_ref().and_then(|f| f.rtt_us).map(|us| f64::from(us) / 1000.0),
+        });
+        let stored = Some(self.figures.oldest_accepted.load(Ordering::Relaxed)).filter(|at| *at != 0);
+        let outbox = LiveOutbox {
+            bytes: self.figures.bytes.load(Ordering::Relaxed),
+            oldest_accepted: stored.into_iter().chain(hands.corridor.oldest_held()).min().map(u64::cast_signed),
+            // Nothing accepted is ever given up in this version.
+            dropped: Some(0),
+        };
+        Live { uplinks, session, outbox }
+    }
+}
+
+fn server_name(server: &Server) -> String {
+    if server.host.contains(':') {
+        format!("[{}]:{}", server.host, server.port)
+    } else {
+        format!("{}:{}", server.host, server.port)
+    }
+}
+
+/// Bytes sent and received by an interface since it came up, by the kernel's count.
+fn byte_counts(name: Name) -> (Option<u64>, Option<u64>) {
+    let read = |what: &str| {
+        let path = format!("/sys/class/net/{name}/statistics/{what}");
+        std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok())
+    };
+    (read("tx_bytes"), read("rx_bytes"))
+}
+
+/// One word for scripts and LEDs, replaced whole, for everybody to read whatever the umask. On a runtime directory in memory: nothing to sync.
+fn write_word(path: &Path, word: &str) {
+    let new = path.with_extension("new");
+    let readable = || std::fs::set_permissions(&new, Permissions::from_mode(0o644));
+    let written = std::fs::write(&new, format!("{word}\n")).and_then(|()| readable());
+    let written = written.and_then(|()| std::fs::rename(&new, path));
+    if let Err(error) = written {
+        log::debug!("{}: {error}", path.display());
+    }
+}
