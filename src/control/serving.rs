@@ -416,7 +416,7 @@ impl Failover {
             serving.spare = spare;
             return;
         };
-        g.reach.good(now, interface);
+        g.reach.good(interface);
         serving.spare = match purpose {
             Purpose::Failback { proofs } if proofs + 1 < PROOFS => {
                 g.turn.ask(Action::HangUp { attempt, goodbye: Goodbye::Abort });
