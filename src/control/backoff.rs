@@ -89,6 +89,11 @@ impl Backoff {
         *self = Backoff::default();
     }
 
+    /// A session has opened and held: the server refuses no more.
+    pub fn accepted(&mut self) {
+        self.server_since = None;
+    }
+
     /// Since when the server has refused, and nothing else has happened.
     pub fn server_since(&self) -> Option<Instant> {
         self.server_since

@@ -48,7 +48,7 @@ const FULL_WALK_PATH: Duration = Duration::from_secs(30);
 /// While the server itself refuses, other paths are tried only this often: they lead to the same server.
 const FULL_WALK_SERVER: Duration = Duration::from_secs(300);
 /// A server that hangs up without a word is asked in the other version once in so many rounds.
-const OTHER_VERSION_EVERY: u32 = 4;
+const OTHER_VERSION_EVERY: u32 = 2;
 /// A session that lived shorter than this is followed by a wait: what opens and closes at once would otherwise spin.
 const SHORT_SESSION: Duration = Duration::from_secs(1);
 /// Operators waiting for the result of `connect`, at most.
@@ -609,7 +609,7 @@ impl Failover {
         match *g.event {
             Event::DialProgressed { attempt, step } if attempt == own => candidate.step = step,
             Event::Dialled { attempt } if attempt == own && !candidate.connecting => {
-                g.reach.good(g.turn.now, candidate.interface);
+                g.reach.good(candidate.interface);
                 self.say_connect(g, &mut candidate);
             }
             Event::DialFailed { attempt, reason, .. } | Event::Closed { attempt, reason, .. } if attempt == own => {
@@ -741,7 +741,7 @@ impl Failover {
         self.told = true;
         self.next = From::Current(candidate.interface);
         self.since = g.turn.now;
-        g.reach.good(g.turn.now, candidate.interface);
+        g.reach.good(candidate.interface);
         g.outages.reached(g.turn);
         g.line = Some(Line::Open { attempt: candidate.attempt, window });
         if let Some(request) = via {
@@ -757,6 +757,9 @@ impl Failover {
         let now = g.turn.now;
         let from = lost.interface;
         let short = now.since(lost.opened) < SHORT_SESSION && g.interfaces.dead(from).is_none();
+        if !short {
+            self.backoff.accepted();
+        }
         self.since = now;
         self.told = !matches!(g.turn.settings.mode, Mode::Manual);
         if !self.wants(g) {

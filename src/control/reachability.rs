@@ -28,8 +28,10 @@ const PATIENT_TRIALS: u32 = 40;
 /// What is known of one interface.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Evidence {
-    last_good: Option<Instant>,
-    last_bad: Option<(Instant, Reason)>,
+    /// When its path last failed; what the server says is no fault of the path.
+    last_bad: Option<Instant>,
+    /// Why the last try through it failed, unless one succeeded since: for displays.
+    failure: Option<Reason>,
     moved_here: Option<Instant>,
     returns_failed: u32,
     trials_failed: u32,
@@ -45,19 +47,22 @@ pub struct Reachability {
 
 impl Reachability {
     /// The cloud answered through it: a completed handshake, or a CONNACK.
-    pub fn good(&mut self, now: Instant, name: Name) {
+    pub fn good(&mut self, name: Name) {
+        // One answer does not make it calm: the hold-down goes on counting from the last failure.
         let evidence = self.entry(name);
-        evidence.last_good = Some(now);
-        evidence.last_bad = None;
+        evidence.failure = None;
         evidence.trials_failed = 0;
     }
 
     /// A dial or a session through it failed. Only a fault of the path counts against the path.
     pub fn bad(&mut self, now: Instant, name: Name, reason: Reason) {
         let evidence = self.entry(name);
-        evidence.last_bad = Some((now, reason));
+        evidence.failure = Some(reason);
         match reason.blame() {
-            Blame::Path => evidence.note_failed_return(now),
+            Blame::Path => {
+                evidence.last_bad = Some(now);
+                evidence.note_failed_return(now);
+            }
             Blame::Server | Blame::Credentials | Blame::Identity | Blame::Ours => {}
         }
     }
@@ -65,7 +70,8 @@ impl Reachability {
     /// A trial of a better interface failed.
     pub fn trial_failed(&mut self, now: Instant, name: Name, reason: Reason) {
         let evidence = self.entry(name);
-        evidence.last_bad = Some((now, reason));
+        evidence.failure = Some(reason);
+        evidence.last_bad = Some(now);
         evidence.trials_failed = evidence.trials_failed.saturating_add(1);
     }
 
@@ -88,13 +94,13 @@ impl Reachability {
 
     /// Why the last try through it failed, unless one succeeded since.
     pub fn last_failure(&self, name: Name) -> Option<Reason> {
-        self.evidence.get(&name).and_then(|e| e.last_bad).map(|(_, reason)| reason)
+        self.evidence.get(&name).and_then(|e| e.failure)
     }
 
     /// From when on it may be tried for a return, when it has been ready since `ready_since`.
     pub fn trusted_from(&self, name: Name, ready_since: Instant, hold_down: Duration, metered: bool) -> Instant {
         let evidence = self.evidence.get(&name).copied().unwrap_or_default();
-        let calm_since = evidence.last_bad.map_or(ready_since, |(at, _)| at.max(ready_since));
+        let calm_since = evidence.last_bad.map_or(ready_since, |at| at.max(ready_since));
         let doubled = hold_down.saturating_mul(1 << evidence.returns_failed.min(16)).min(HOLD_MAX.max(hold_down));
         let tired = evidence.trials_failed > 0 && (metered || evidence.trials_failed > PATIENT_TRIALS);
         calm_since + if tired { doubled.max(METERED_TRIAL) } else { doubled }

@@ -250,10 +250,10 @@ impl Failover {
         let now = g.turn.now;
         let name = serving.session.interface;
         let echo = self.abandoned.take().is_some_and(|at| now.since(at) < ECHO);
-        let moving = matches!(serving.spare, Spare::Moving { .. });
-        // Our own CONNECT on the spare ends the old connection at the server, with or without a word.
-        let taken_by_us = (moving && heard) || (reason == Reason::SessionTakenOver && echo);
-        // A CONNECT of our own that was given up, and reached the server after all.
+        // Our own CONNECT on the spare ends the old connection at the server, with or without a word; one that was
+        // given up may have reached the server after all.
+        let moving = matches!(serving.spare, Spare::Moving { .. }) && heard;
+        let taken_by_us = moving || reason == Reason::SessionTakenOver && echo;
         let reason = if taken_by_us && !moving { Reason::InterfaceChange } else { reason };
         if !taken_by_us {
             g.reach.bad(now, name, reason);
@@ -416,7 +416,7 @@ impl Failover {
             serving.spare = spare;
             return;
         };
-        g.reach.good(now, interface);
+        g.reach.good(interface);
         serving.spare = match purpose {
             Purpose::Failback { proofs } if proofs + 1 < PROOFS => {
                 g.turn.ask(Action::HangUp { attempt, goodbye: Goodbye::Abort });

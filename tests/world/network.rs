@@ -151,23 +151,25 @@ impl World {
     }
 
     fn set_link(&mut self, index: usize, up: bool) {
-        let delay = self.kernel_delay();
+        let (now, delay) = (self.now, self.kernel_delay());
         let net = &mut self.nets[index];
         if net.link == up {
             return;
         }
         net.link = up;
+        net.path.healthy_since = net.path.healthy_since.max(now);
         let interface = net.kernel;
         self.tell(Source::Kernel, delay, Event::LinkChanged { interface, up });
     }
 
     fn set_address(&mut self, index: usize, present: bool) {
-        let delay = self.kernel_delay();
+        let (now, delay) = (self.now, self.kernel_delay());
         let net = &mut self.nets[index];
         if net.address == present {
             return;
         }
         net.address = present;
+        net.path.healthy_since = net.path.healthy_since.max(now);
         if !present {
             net.epoch += 1;
         }

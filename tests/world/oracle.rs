@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use switchback_control::action::CONNECTIVITY_ACTIONS_MAX;
 use switchback_control::{
-    Action, Command, Event, Failback, Mode, Name, Notice, Reason, Saved, Settings, Stage, status::State,
+    Action, Blame, Command, Event, Failback, Mode, Name, Notice, Saved, Settings, Stage, status::State,
 };
 
 use super::plan::{Plan, Profile};
@@ -80,8 +80,8 @@ pub struct Oracle {
     pub false_moves_allowed: u32,
 }
 
-/// Dials in any ten seconds, at most: five a second, one in four in both protocol versions, and a new start.
-const DIALS_IN_TEN_SECONDS: usize = 67;
+/// Dials in any ten seconds, at most: five a second, every other one in both protocol versions, and a new start.
+const DIALS_IN_TEN_SECONDS: usize = 80;
 /// Rescues through metered interfaces in any hour, at most: the end of one hour's and the next one's, and trials that
 /// began in a moment of silence.
 const METERED_SPARES_AN_HOUR: usize = 30;
@@ -429,7 +429,12 @@ impl World {
         let metered = self.control()?.status().uplinks.iter().any(|u| u.interface == interface && u.metered);
         let o = &mut self.oracle;
         let rescue = now >= o.last_inbound + 300;
-        if metered && rescue && o.session.is_some() && !matches!(event, Event::Asked(_)) {
+        if metered
+            && rescue
+            && o.settings.hold_down.as_secs() >= 30
+            && o.session.is_some()
+            && !matches!(event, Event::Asked(_))
+        {
             o.spare_metered.push_back(now);
             while o.spare_metered.front().is_some_and(|at| at + 3_600_000 < now) {
                 o.spare_metered.pop_front();
@@ -648,7 +653,7 @@ impl Oracle {
             }
             Event::DialFailed { attempt, reason, .. } | Event::Closed { attempt, reason, .. } => {
                 if let Some(dialled) = self.live.remove(&attempt.0) {
-                    if *reason != Reason::SessionTakenOver {
+                    if reason.blame() == Blame::Path {
                         self.told(dialled.interface).failed_at = now;
                     }
                     if self.session == Some(attempt.0) {
