@@ -13,13 +13,15 @@ NAMES = {"eth": "the cable", "wifi": "Wi-Fi", "cell": "mobile", None: "nothing"}
 DEVICES = {device: NAMES[uplink.name] for uplink in plan.UPLINKS.values() for device in (uplink.device, uplink.profile)}
 
 NOISE = re.compile(r"(address|device|heard|ponged|ping|drain|drained|save|answer|asked|deadline|activation|activate"
-                   r"|networkmanager|stored|black box|started|online|session over|uplink|(dial #\d+ )?(resolving|connecting|handshake)$)")
+                   r"|networkmanager|stored|black box|started|online|session over|uplink|connected over \S+$|no-"
+                   r"|(dial #\d+ )?(resolving|connecting|handshake)$)")
 
 
 class Wording:
     def __init__(self):
         self.over = {}
-        self.left = set()      # connections that were let go on purpose
+        self.signed_in = set()
+        self.left = set()      # let go on purpose
 
     def say(self, line):
         opened = re.match(r"dial (\S+) server \d+ (#\d+)", line)
@@ -31,12 +33,16 @@ class Wording:
             return None
         if line.startswith("hang up"):
             self.left.add(ended[1])
+            if ended[1] not in self.signed_in:
+                return None    # it only wanted to see whether the cloud answers
+        if line.startswith("connect #"):
+            self.signed_in.add(line.split()[1])
         link = re.match(r"link (\S+) (up|down|gone)", line)
         if link:
             name = DEVICES.get(link[1], link[1])
             return f"sees that {name} has {'a' if link[2] == 'up' else 'no'} link{' again' if link[2] == 'up' else ''}"
         for pattern, words in (
-                (r"dialled (#\d+)", "is ready to sign in over {over}"),
+                (r"dialled (#\d+)", "reaches the cloud over {over}"),
                 (r"connect (#\d+)", "signs in over {over}"),
                 (r"connected (#\d+)", "is welcomed by the cloud over {over}"),
                 (r"settled (#\d+)", "is online over {over}"),
