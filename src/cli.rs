@@ -127,6 +127,7 @@ fn dispatch(arguments: &Arguments, output: &mut Output<'_>) -> Result<u8, Proble
         [] => Err(Problem::usage("what should be done? `switchback --help` lists the verbs")),
         ["config", rest @ ..] => local::config(arguments, rest, output),
         ["status"] => status(arguments, output),
+        ["explain"] => explain(arguments, output),
         ["failover"] | ["failover", "show"] => failover(arguments, "failover-show", None, output),
         ["failover", "set", names @ ..] => failover(arguments, "failover-set", Some(names), output),
         ["failover", "clear"] => failover(arguments, "failover-clear", None, output),
@@ -185,6 +186,12 @@ fn status(arguments: &Arguments, output: &mut Output<'_>) -> Result<u8, Problem>
             }
         };
     }
+}
+
+fn explain(arguments: &Arguments, output: &mut Output<'_>) -> Result<u8, Problem> {
+    let document = ask(arguments, "explain", Map::new(), Duration::ZERO)?;
+    output.answer(&document, render::explain)?;
+    Ok(0)
 }
 
 fn failover(arguments: &Arguments, verb: &str, names: Option<&[&str]>, output: &mut Output<'_>) -> Result<u8, Problem> {

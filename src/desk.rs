@@ -15,13 +15,14 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::api::{
-    Call, Failure, PublishResult, PublishStage, Reply, Since, Verb, failover_document, publish_document,
-    result_document,
+    Call, Failure, PublishResult, PublishStage, Reply, Since, Verb, explain_document, failover_document,
+    publish_document, result_document,
 };
 use crate::config::Config;
 use crate::corridor::{Corridor, Draft, Refusal};
 use crate::daemon::Hands;
 use crate::io::black_box::{BlackBox, Query};
+use crate::io::clock;
 use crate::picture::Picture;
 use crate::topics::{Way, way_up};
 
@@ -75,6 +76,7 @@ impl Desk {
         };
         match verb {
             Verb::Status => answer(reply, Ok(picture.document(control, hands))),
+            Verb::Explain => answer(reply, Ok(explain_document(&control.status(), clock::now()))),
             Verb::FailoverShow => answer(reply, Ok(failover_document(&control.status()))),
             Verb::FailoverSet { list } => {
                 self.list = Some(reply);

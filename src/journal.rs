@@ -12,6 +12,7 @@ use std::time::Duration;
 use switchback_control::status::{State, Summary};
 use switchback_control::{Action, Attempt, Control, Event, Instant, Name, Notice, Reason};
 
+use crate::api::in_words;
 use crate::config::Config;
 use crate::io::black_box::{BlackBox, Kind};
 use crate::io::{clock, systemd};
@@ -153,29 +154,6 @@ fn ended_outage(before: Option<&Summary>, after: &Summary) -> Option<String> {
         outage.ended?.since(outage.alive).as_millis(),
         outage.attempts,
     ))
-}
-
-/// A failed attempt, and what to do about it where people can do something.
-fn in_words(reason: Reason) -> String {
-    let words = match reason {
-        Reason::Dns => "the name servers of this uplink do not answer or do not know the name",
-        Reason::NoServer => "no answer",
-        Reason::NoRoute => "cannot be reached",
-        Reason::Refused => "connection refused; does the server run, and is the port in cloud.servers right?",
-        Reason::Reset => "the connection was reset",
-        Reason::ServerShutDown => "the server closed the connection",
-        Reason::TimeLimit => "it answered, but did not finish in time",
-        Reason::Tls => "the TLS handshake failed; is cloud.ca_file the authority that signed the server's certificate?",
-        Reason::ClockWrong => "the server's certificate is not valid yet; the clock of this machine is wrong",
-        Reason::CaptivePortal => "a captive portal answers in its place",
-        Reason::Authentication => {
-            "the server refused our credentials; check cloud.username, password_file, cert_file and key_file"
-        }
-        Reason::SessionTakenOver => "another client uses our cloud.client_id",
-        Reason::Version => "the server speaks another version of MQTT",
-        other => other.as_str(),
-    };
-    format!("{words} ({reason})")
 }
 
 /// Message events and signs of life come by the thousand; they are counted, and told only if something follows from

@@ -55,6 +55,7 @@ pub enum Since {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verb {
     Status,
+    Explain,
     FailoverShow,
     /// Without duplicates, the first mention stays; empty means `failover.order`.
     FailoverSet {
@@ -96,6 +97,7 @@ pub enum Verb {
 /// the front door can stream.
 const VERBS: &[(&str, &[&str])] = &[
     ("status", &[]),
+    ("explain", &[]),
     ("failover", &[]),
     ("failover-show", &[]),
     ("failover-set", &["list"]),
@@ -135,6 +137,7 @@ impl Verb {
         let options = Options(options);
         match verb {
             "status" => Ok(Verb::Status),
+            "explain" => Ok(Verb::Explain),
             "failover" | "failover-show" => Ok(Verb::FailoverShow),
             "failover-set" => Ok(Verb::FailoverSet { list: options.list("list")? }),
             "failover-clear" => Ok(Verb::FailoverClear),

@@ -19,6 +19,7 @@ switchback: ask and tell switchbackd, which keeps this gateway connected to its 
 usage: switchback [--runtime-dir DIR] [--json] VERB ...
 
   status [--watch]               one screen: state, uplinks, session, outbox, last outage
+  explain                        why this uplink and not another, and what happens next
   failover [show]                the failover list as stored and as walked
   failover set NAME...           store another list: ethernet, wifi, cell, or interface names
   failover clear                 back to failover.order of the configuration
@@ -49,6 +50,7 @@ Durations are written 200ms, 45s, 5min, 2h. Write -- before a payload that begin
 /// Verbs and the options that each takes, besides `--json` and `--runtime-dir`.
 const VERBS: &[(&str, &[&str])] = &[
     ("status", &["watch"]),
+    ("explain", &[]),
     ("failover", &[]),
     ("connect", &["via", "timeout"]),
     ("disconnect", &["force"]),

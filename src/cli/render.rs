@@ -45,6 +45,12 @@ pub fn status(document: &Value, age: Duration, colours: bool) -> String {
     out
 }
 
+/// `explain`: its sentences as they are.
+pub fn explain(document: &Value) -> String {
+    let uplinks = document["uplinks"].as_array().into_iter().flatten();
+    uplinks.chain([&document["next"]]).map(|sentence| plain(sentence) + "\n").collect()
+}
+
 fn on_uplink(document: &Value) -> String {
     match document["uplink"].as_str() {
         Some(_) => format!(" over {} ({})", plain(&document["uplink"]), plain(&document["class"])),

@@ -261,6 +261,11 @@ impl Service {
         self.ask("status", options).await
     }
 
+    /// Why this uplink and not another, in sentences; no options.
+    async fn explain(&self, options: Dict) -> Result<Dict, Error> {
+        self.ask("explain", options).await
+    }
+
     /// The failover list as stored and as walked; no options.
     async fn failover_show(&self, options: Dict) -> Result<Dict, Error> {
         self.ask("failover-show", options).await
