@@ -131,7 +131,7 @@ fn a_payload_is_read_from_standard_input() {
 fn wrong_usage_exits_2_and_says_what_to_write() {
     for (args, hint) in [
         (&[][..], "--help"),
-        (&["explain"], "unknown verb \"explain\""),
+        (&["simulate"], "unknown verb \"simulate\""),
         (&["doctor"], "unknown verb \"doctor\""),
         (&["simulate", "x"], "unknown verb \"simulate\""),
         (&["statsu"], "did you mean \"status\"?"),
