@@ -108,7 +108,7 @@ impl Delivery {
         match event {
             Event::Offered { ticket, size } => self.offered(turn, *ticket, *size),
             Event::Acked { attempt, seq } if self.on_line(*attempt) => self.acked(turn, *seq),
-            Event::Rejected { attempt, seq } if self.on_line(*attempt) => {
+            Event::Rejected { attempt, seq } if self.awaits(*attempt, *seq) => {
                 self.rejected += 1;
                 turn.ask(Action::SetAside { seq: *seq });
                 self.acked(turn, *seq);
@@ -165,6 +165,11 @@ impl Delivery {
             unkept.appended = true;
             turn.ask(Action::Append { seq: unkept.seq });
         }
+    }
+
+    /// Whether an answer for this message on this connection counts: it is in flight there.
+    pub fn awaits(&self, attempt: Attempt, seq: Seq) -> bool {
+        self.on_line(attempt) && self.window.iter().any(|s| s.seq == seq)
     }
 
     /// When the oldest message in flight that was sent after this moment was sent.

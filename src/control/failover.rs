@@ -51,6 +51,8 @@ const FULL_WALK_SERVER: Duration = Duration::from_secs(300);
 const OTHER_VERSION_EVERY: u32 = 2;
 /// A session that lived shorter than this is followed by a wait: what opens and closes at once would otherwise spin.
 const SHORT_SESSION: Duration = Duration::from_secs(1);
+/// How long `connect` waits for interfaces that are coming up before it is answered: a cellular attempt.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(120);
 /// Operators waiting for the result of `connect`, at most.
 const REQUESTS_MAX: usize = 16;
 
@@ -179,7 +181,8 @@ pub struct Failover {
     versions: BTreeMap<u8, Version>,
     /// The server tried first: the one that carried the last session.
     server: u8,
-    pub requests: Vec<Request>,
+    /// Whoever waits for a connection, and until when.
+    pub requests: Vec<(Request, Instant)>,
     /// Since when the current state has held, for displays.
     pub since: Instant,
     /// Spares opened over metered interfaces on suspicion, and since when they are counted.
@@ -238,6 +241,7 @@ impl Failover {
         if let Event::Asked(command) = g.event {
             self.command(g, command);
         }
+        self.answer_overdue(g);
         let walk = core::mem::replace(&mut self.walk, Walk::Resting);
         self.walk = match walk {
             Walk::Resting if self.wants(g) => self.begin(g),
@@ -254,12 +258,13 @@ impl Failover {
 
     /// When the walk next has something to do.
     pub fn deadline(&self, view: &View) -> Option<Instant> {
-        match &self.walk {
+        let walk = match &self.walk {
             Walk::Resting => None,
             Walk::Waiting { until, .. } => Some(*until),
             Walk::Trying { candidate, .. } => Some(candidate.deadline),
             Walk::Serving(serving) => Some(self.serving_deadline(view, serving)),
-        }
+        };
+        walk.into_iter().chain(self.requests.iter().map(|(_, until)| *until)).min()
     }
 
     /// Whether a session is wanted now.
@@ -391,15 +396,22 @@ impl Failover {
 
     fn enqueue(&mut self, g: &mut Ground, request: Request) {
         if self.requests.len() < REQUESTS_MAX {
-            self.requests.push(request);
+            self.requests.push((request, g.turn.now + CONNECT_PATIENCE));
         } else {
+            g.turn.ask(Action::Answer { request, outcome: Outcome::Failed(Reason::TimeLimit) });
+        }
+    }
+
+    fn answer_overdue(&mut self, g: &mut Ground) {
+        let now = g.turn.now;
+        for (request, _) in self.requests.extract_if(.., |(_, until)| now >= *until) {
             g.turn.ask(Action::Answer { request, outcome: Outcome::Failed(Reason::TimeLimit) });
         }
     }
 
     /// One final answer for everybody who asked for a connection.
     pub fn answer_all(&mut self, g: &mut Ground, outcome: Outcome) {
-        for request in self.requests.drain(..) {
+        for (request, _) in self.requests.drain(..) {
             g.turn.ask(Action::Answer { request, outcome });
         }
     }
@@ -526,7 +538,13 @@ impl Failover {
         let reason = g.walk.iter().find_map(lacks).unwrap_or(Reason::NoLink);
         g.outages.began(g.turn, self.started, reason, false);
         g.outages.failed(reason);
-        self.answer_all(g, Outcome::Failed(reason));
+        let coming = |name: &Name| match g.interfaces.readiness(*name) {
+            Readiness::Coming(_) | Readiness::Activatable => true,
+            Readiness::Ready | Readiness::Not(_) => false,
+        };
+        if !g.walk.iter().any(coming) {
+            self.answer_all(g, Outcome::Failed(reason));
+        }
         reason
     }
 

@@ -35,6 +35,11 @@ impl Flushes {
                 turn.ask(Action::Answer { request: *request, outcome: Outcome::Failed(Reason::TimeLimit) });
             }
         }
+        if matches!(event, Event::Asked(Command::Stop)) {
+            for (request, _) in self.open.drain(..) {
+                turn.ask(Action::Answer { request, outcome: Outcome::Failed(Reason::Restart) });
+            }
+        }
         if self.open.is_empty() {
             self.look_at = None;
             return;

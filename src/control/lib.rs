@@ -191,8 +191,10 @@ impl Control {
     /// What delivery will say once this event is counted.
     fn flow(&self, event: &Event) -> Flow {
         let (settled, sample) = match event {
-            Event::Acked { seq, .. } => (1, self.delivery.sample(self.now, *seq)),
-            Event::Rejected { .. } => (1, None),
+            Event::Acked { attempt, seq } => {
+                (u32::from(self.delivery.awaits(*attempt, *seq)), self.delivery.sample(self.now, *seq))
+            }
+            Event::Rejected { attempt, seq } => (u32::from(self.delivery.awaits(*attempt, *seq)), None),
             _ => (0, None),
         };
         let status = self.delivery.status();

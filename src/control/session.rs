@@ -26,6 +26,8 @@ const LATENESS_LEAST: Duration = Duration::from_millis(20);
 const RTO_FIRST: Duration = Duration::from_secs(1);
 /// A deadline served this late means that we were stopped, not that the server was silent (R-LV-11).
 const STALL: Duration = Duration::from_millis(200);
+/// After a pause this long the session is asked at once whether it still lives (R-LV-11).
+const LONG_STALL: Duration = Duration::from_secs(5);
 
 /// The round-trip estimator of RFC 6298, in integer milliseconds scaled by 8 and 4.
 #[derive(Clone, Copy, Debug, Default)]
@@ -105,6 +107,8 @@ pub struct Session {
     pub round_trip: RoundTrip,
     /// Silence before this moment is forgiven: it was ours.
     excused: Instant,
+    /// After a long pause: ask at once.
+    check: bool,
     asked: Asked,
     /// The oldest ping that is still unanswered.
     pinged: Option<Instant>,
@@ -158,6 +162,7 @@ impl Session {
             last_inbound: now,
             round_trip: RoundTrip::default(),
             excused: now,
+            check: false,
             asked: Asked::No,
             pinged: None,
             reached: Instant::default(),
@@ -229,6 +234,7 @@ impl Session {
     /// A ping goes out now.
     pub fn asks(&mut self, now: Instant) {
         self.spoke = now;
+        self.check = false;
         self.pinged.get_or_insert(now);
         self.asked = match self.asked {
             Asked::No => Asked::Once(now),
@@ -247,15 +253,17 @@ impl Session {
     /// A deadline that should have been served at `scheduled` is served now: forgive silence that was a pause of
     /// our own.
     pub fn excuse(&mut self, now: Instant, scheduled: Instant) {
-        if now.since(scheduled) > STALL {
+        let pause = now.since(scheduled);
+        if pause > STALL {
             self.excused = now;
         }
+        self.check |= pause > LONG_STALL;
     }
 
     /// What is due, given the moment the oldest message in flight was sent.
     pub fn due(&self, now: Instant) -> Due {
         match self.asked {
-            Asked::No if now >= self.ping_at() => Due::Ping,
+            Asked::No if self.check || now >= self.ping_at() => Due::Ping,
             Asked::Once(at) if now >= self.excused.max(at) + self.limit(0) => Due::Ping,
             Asked::Twice { again, .. } if now >= self.excused.max(again) + self.limit(1) => Due::Dead,
             Asked::No | Asked::Once(_) | Asked::Twice { .. } => Due::Nothing,

@@ -399,6 +399,14 @@ impl World {
         self.note(|_| actions.iter().map(|a| format!("      {a}")).collect::<Vec<_>>().join("\n"));
         self.control = Some(control);
         self.check(&event, &actions);
+        if actions.contains(&Action::Exit) {
+            // Everybody who waited has been answered.
+            self.account_requests();
+            // Nothing is heard after that; what was asked before it is done.
+            self.performed = self.now;
+            actions.into_iter().for_each(|action| self.perform(action));
+            return;
+        }
         // Most of the time the adapters are quick.
         let delay = if self.dice.chance(30) { self.dice.between(1, 30) } else { 0 };
         self.performed = self.performed.max(self.now + delay);

@@ -84,7 +84,7 @@ pub struct Oracle {
 const DIALS_IN_TEN_SECONDS: usize = 80;
 /// Rescues through metered interfaces in any hour, at most: the end of one hour's and the next one's, and trials that
 /// began in a moment of silence.
-const METERED_SPARES_AN_HOUR: usize = 30;
+const METERED_SPARES_AN_HOUR: usize = 40;
 /// Deadlines served in any second, at most: more is a heart that spins.
 const DEADLINES_A_SECOND: usize = 60;
 /// A dial or a spare that is neither session nor gone after this long has been forgotten.
@@ -156,6 +156,7 @@ impl Oracle {
         self.lost_told = false;
         self.outage_told = false;
         self.deadlines.clear();
+        self.spare_metered.clear();
         self.via = None;
         self.stalled = (now, now);
     }
@@ -189,6 +190,9 @@ impl World {
     fn judge(&mut self, event: &Event, actions: &[Action]) -> Option<String> {
         let now = self.now;
         self.oracle.hear(now, event);
+        if let Event::Asked(command) = event {
+            self.people.heard(now, command);
+        }
         let before = self.oracle.session;
         let connectivity = actions.iter().filter(|a| !a.is_message()).count();
         if connectivity > CONNECTIVITY_ACTIONS_MAX {

@@ -43,6 +43,21 @@ impl Default for People {
 }
 
 impl People {
+    /// The daemon has read the request: its limits run from now.
+    pub fn heard(&mut self, now: u64, command: &Command) {
+        let request = match command {
+            Command::Connect { request, .. }
+            | Command::Disconnect { request, .. }
+            | Command::Reconnect { request }
+            | Command::Flush { request, .. } => request,
+            Command::SetList { .. } | Command::Stop => return,
+        };
+        if let Some((asked, by)) = self.open.get_mut(&request.0) {
+            *by = now + (*by - *asked);
+            *asked = now;
+        }
+    }
+
     /// Whoever waited for a process that is gone has been told so by his socket.
     pub fn crash(&mut self) {
         self.open.clear();
@@ -188,11 +203,15 @@ impl World {
     }
 
     pub fn account_people(&self) {
-        if let Some((request, _)) = self.people.open.first_key_value() {
-            self.broken(&format!("request {request} was never answered"));
-        }
+        self.account_requests();
         if let Some(ticket) = self.oracle.open_tickets.keys().next() {
             self.broken(&format!("offer {ticket} was never answered"));
+        }
+    }
+
+    pub fn account_requests(&self) {
+        if let Some((request, _)) = self.people.open.first_key_value() {
+            self.broken(&format!("request {request} was never answered"));
         }
     }
 }
