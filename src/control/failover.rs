@@ -53,6 +53,10 @@ const OTHER_VERSION_EVERY: u32 = 2;
 const SHORT_SESSION: Duration = Duration::from_secs(1);
 /// How long `connect` waits for interfaces that are coming up before it is answered: a cellular attempt.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(120);
+/// That many sessions in a row, ended by the server without a reason within this time, mean that somebody else uses our
+/// identity.
+const TWIN_KICKS: u32 = 3;
+const TWIN_SESSION: Duration = Duration::from_secs(10);
 /// Operators waiting for the result of `connect`, at most.
 const REQUESTS_MAX: usize = 16;
 
@@ -179,6 +183,8 @@ pub struct Failover {
     started: Instant,
     /// The version that a server is known to speak: it said yes to it, or no to the other.
     versions: BTreeMap<u8, Version>,
+    /// Sessions in a row that the server ended soon after they had opened.
+    kicks: u32,
     /// The server tried first: the one that carried the last session.
     server: u8,
     /// Whoever waits for a connection, and until when.
@@ -219,6 +225,7 @@ impl Failover {
             hoped: Vec::new(),
             started: now,
             versions: BTreeMap::new(),
+            kicks: 0,
             server: 0,
             requests: Vec::new(),
             since: now,
@@ -673,6 +680,10 @@ impl Failover {
             g.outages.began(g.turn, self.started, reason, false);
         }
         g.outages.failed(reason);
+        if reason == Reason::Refused {
+            // Nobody listened for a moment: it was a restart, and no twin.
+            self.kicks = 0;
+        }
         round.note(reason);
         // A server that knows only 3.1.1 says so, or hangs up without a word. One that has said yes before and hangs
         // up is being stopped, unless it goes on so.
@@ -768,6 +779,15 @@ impl Failover {
             g.turn.ask(Action::Answer { request, outcome: Outcome::Done });
         }
         Walk::Serving(Box::new(Serving::open(g, candidate, version, present, keep_alive, via.is_some())))
+    }
+
+    /// Servers of MQTT 3.1.1, and some of 5, end the old connection without a word when another client takes the
+    /// identity. Sessions that a healthy server ends again and again, each soon after it has opened, look just so
+    /// (R-CS-5).
+    pub fn suspect_twin(&mut self, now: Instant, lost: &Session, reason: Reason) -> Reason {
+        let kicked = reason == Reason::ServerShutDown && now.since(lost.opened) < TWIN_SESSION;
+        self.kicks = if kicked { self.kicks.saturating_add(1) } else { 0 };
+        if self.kicks >= TWIN_KICKS { Reason::SessionTakenOver } else { reason }
     }
 
     /// The session is lost: what comes next.

@@ -255,6 +255,7 @@ impl Failover {
         let moving = matches!(serving.spare, Spare::Moving { .. }) && heard;
         let taken_by_us = moving || reason == Reason::SessionTakenOver && echo;
         let reason = if taken_by_us && !moving { Reason::InterfaceChange } else { reason };
+        let reason = if taken_by_us { reason } else { self.suspect_twin(now, &serving.session, reason) };
         if !taken_by_us {
             g.reach.bad(now, name, reason);
         }
