@@ -40,7 +40,7 @@ class Wording:
         link = re.match(r"link (\S+) (up|down|gone)", line)
         if link:
             name = DEVICES.get(link[1], link[1])
-            return f"sees that {name} has {'a' if link[2] == 'up' else 'no'} link{' again' if link[2] == 'up' else ''}"
+            return f"sees that {name} has {'a' if link[2] == 'up' else 'no'} link"
         for pattern, words in (
                 (r"dialled (#\d+)", "reaches the cloud over {over}"),
                 (r"connect (#\d+)", "signs in over {over}"),
