@@ -150,7 +150,10 @@ impl Daemon {
     async fn perform(&mut self, action: Action) -> bool {
         let Hands { network_manager, cloud, corridor, .. } = &self.hands;
         match action {
-            Action::Save(saved) => self.save(saved).await,
+            Action::Save(saved) => {
+                let kept = self.save(saved).await;
+                self.desk.saved(kept);
+            }
             Action::Activate { interface, attempt } => network_manager.activate(interface, attempt),
             Action::Deactivate { interface } => network_manager.deactivate(interface),
             Action::Dial { interface, server, attempt } => cloud.dial(interface, server, attempt),
@@ -173,15 +176,15 @@ impl Daemon {
         true
     }
 
-    /// Makes the value durable before going on, but lets no slow card stop a switch.
-    async fn save(&self, saved: Saved) {
+    /// Makes the value durable before going on, but lets no slow card stop a switch. Says why it could not.
+    async fn save(&self, saved: Saved) -> Result<(), String> {
         let file = self.hands.saved.clone();
         let written = tokio::task::spawn_blocking(move || file.save(&saved));
-        match timeout(SAVE_LIMIT, written).await {
-            Ok(Ok(Ok(()))) => {}
-            Ok(Ok(Err(error))) => log::error!("cannot save the failover list and its companions: {error}"),
-            Ok(Err(_)) | Err(_) => log::error!("saving the failover list takes too long; going on without waiting"),
-        }
+        let kept = match timeout(SAVE_LIMIT, written).await {
+            Ok(Ok(kept)) => kept.map_err(|error| error.to_string()),
+            Ok(Err(_)) | Err(_) => Err("the disk takes too long".into()),
+        };
+        kept.inspect_err(|why| log::error!("cannot save the failover list and its companions: {why}"))
     }
 
     fn show(&mut self) {

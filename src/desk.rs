@@ -47,6 +47,10 @@ pub struct Desk {
     waiting: HashMap<Request, Waiting>,
     /// Wants the list as it is after this turn.
     list: Option<Asker>,
+    /// What was to be saved in this turn could not be.
+    unsaved: Option<String>,
+    /// `connect` without a time: told that it is under way, unless this turn has settled it.
+    begun: Option<Request>,
     /// Settled during this turn; answered after it, when the uplink is known.
     settled: Vec<(Waiting, Outcome)>,
 }
@@ -54,7 +58,16 @@ pub struct Desk {
 impl Desk {
     /// An empty desk.
     pub fn new(config: Arc<Config>, corridor: Corridor) -> Desk {
-        Desk { config, corridor, next: 0, waiting: HashMap::new(), list: None, settled: Vec::new() }
+        Desk {
+            config,
+            corridor,
+            next: 0,
+            waiting: HashMap::new(),
+            list: None,
+            unsaved: None,
+            begun: None,
+            settled: Vec::new(),
+        }
     }
 
     /// Takes a call in: answers it, or returns the event that will.
@@ -117,10 +130,25 @@ impl Desk {
         }
     }
 
+    /// `Action::Save` was performed, or why not.
+    pub fn saved(&mut self, kept: Result<(), String>) {
+        self.unsaved = kept.err();
+    }
+
     /// Answers what this turn has settled.
     pub fn after_turn(&mut self, control: &Control) {
+        let unsaved = self.unsaved.take();
         if let Some(asker) = self.list.take() {
-            answer(asker, Ok(failover_document(&control.status())));
+            answer(
+                asker,
+                match unsaved {
+                    None => Ok(failover_document(&control.status())),
+                    Some(why) => Err(Failure::failed(format!("the list holds until the next start only: {why}"), None)),
+                },
+            );
+        }
+        if let Some(begun) = self.begun.take().and_then(|request| self.waiting.remove(&request)) {
+            answer(begun.into_asker(), Ok(result_document("connecting", None)));
         }
         if self.settled.is_empty() {
             return;
@@ -132,12 +160,11 @@ impl Desk {
         }
     }
 
-    /// With `wait` the call is answered with the outcome; without, at once.
+    /// With `wait` the call is answered with the outcome; without, after this turn.
     fn wait_or_answer(&mut self, reply: Asker, wait: Option<Duration>) -> Option<Request> {
         let Some(limit) = wait else {
-            answer(reply, Ok(result_document("connecting", None)));
-            self.next += 1;
-            return Some(Request(self.next));
+            self.begun = self.wait(Waiting::Connected(reply));
+            return self.begun;
         };
         let (asker, outcome) = oneshot::channel();
         tokio::spawn(async move {

@@ -93,21 +93,24 @@ pub enum Way {
         topic: String,
         qos: u8,
     },
-    /// No rule matches: only local subscribers get it.
+    /// No rule matches, or the topic begins with `$`: only local subscribers get it.
     Local,
-    /// A rule makes a topic of it that no server takes, or it is one of the server's own (`$…`).
+    /// A rule makes a topic of it that no server takes.
     Impossible,
 }
 
 /// Asks the `[[publish]]` rules: the first match wins, and without any rule everything goes up unchanged.
 pub fn way_up(rules: &[PublishRule], topic: &str) -> Way {
+    if topic.starts_with('$') {
+        return Way::Local;
+    }
     let rule = rules.iter().find(|rule| matches(&rule.topic, topic));
     let (up, qos) = match rule {
         Some(rule) => (mapped(&rule.to, &rule.topic, topic), rule.qos),
         None if rules.is_empty() => (topic.to_owned(), 1),
         None => return Way::Local,
     };
-    if !valid_topic(&up) || topic.starts_with('$') { Way::Impossible } else { Way::Up { topic: up, qos } }
+    if !valid_topic(&up) { Way::Impossible } else { Way::Up { topic: up, qos } }
 }
 
 #[cfg(test)]

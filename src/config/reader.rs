@@ -187,7 +187,8 @@ impl Reader {
         }
     }
 
-    /// One of the words the schema allows; `later` are words of later versions.
+    /// One of the words the schema allows; `later` are words of later versions,
+    /// which the caller takes for the nearest one.
     pub fn word(&mut self, section: &Section<'_>, name: &str, later: &[&str]) -> Option<Seen<String>> {
         let item = self.item(section, name)?;
         let range = item.key.kind.range().unwrap_or_default();
@@ -195,11 +196,9 @@ impl Reader {
         match &item.node.value {
             Value::Text(text) if words.contains(&text.as_str()) => return Self::seen(&item, text.clone()),
             Value::Text(text) if later.contains(&text.as_str()) => {
-                self.wrong(
-                    &item.node.at,
-                    &item.path,
-                    format!("\"{text}\" is not in this version; write one of {range}"),
-                );
+                let message = format!("\"{text}\" is not in this version; the nearest of {range} is taken");
+                self.warn(&item.node.at, &item.path, message);
+                return Self::seen(&item, text.clone());
             }
             Value::Text(text) => {
                 let near = super::nearest::nearest(text, words.iter().copied());
@@ -407,10 +406,10 @@ impl Reader {
         Some(Seen { value: path.to_path_buf(), at: seen.at, path: seen.path })
     }
 
-    /// Refuses a key that belongs to a later version.
+    /// Warns of a key that belongs to a later version and can be left without effect: nothing is lost by it.
     pub fn later(&mut self, section: &Section<'_>, name: &str, meanwhile: &str) {
         if let Some(item) = self.item(section, name) {
-            self.wrong(&item.node.at, &item.path, format!("is not in this version; {meanwhile}"));
+            self.warn(&item.node.at, &item.path, format!("has no effect in this version; {meanwhile}"));
         }
     }
 

@@ -125,6 +125,14 @@ impl Ground<'_, '_> {
         *self.turn.settings.uplink(self.interfaces.spoken(name), class)
     }
 
+    /// The interface an operator means: by its name, or the first of a class, those that are ready first.
+    pub fn named(&self, name: Name) -> Option<Name> {
+        let class: Option<Class> = name.as_str().parse().ok();
+        let of_class = || self.walk.iter().copied().filter(|n| class.is_some() && self.interfaces.class(*n) == class);
+        let ready = || of_class().find(|n| self.interfaces.readiness(*n) == Readiness::Ready);
+        self.interfaces.find(name).or_else(ready).or_else(|| of_class().next())
+    }
+
     /// Interfaces that could be dialled through now.
     pub fn ready_count(&self) -> usize {
         self.walk.iter().filter(|n| self.interfaces.readiness(**n) == Readiness::Ready).count()
@@ -367,7 +375,7 @@ impl Failover {
             self.end_hold(g);
         }
         self.told = true;
-        match (via.map(|name| g.interfaces.find(name).ok_or(())), &mut self.walk) {
+        match (via.map(|name| g.named(name).ok_or(())), &mut self.walk) {
             (Some(Err(())), _) => {
                 g.turn.ask(Action::Answer { request, outcome: Outcome::Failed(Reason::NoLink) });
             }
