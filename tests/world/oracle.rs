@@ -373,7 +373,7 @@ impl World {
                     && !dialled.proved
                 {
                     // Given up before it proved anything: as good as failed, unless it was not needed any more.
-                    let dead = matches!(event, Event::DeadlineReached);
+                    let dead = matches!(event, Event::DeadlineReached) && now >= dialled.born + 4_000;
                     if dead {
                         self.oracle.told(dialled.interface).failed_at = now;
                     }
