@@ -231,9 +231,13 @@ fn link_of(links: &BTreeMap<Name, Link>, name: Name, device: &Device) -> Option<
 fn readiness(device: &Device, link: Option<Link>) -> Readiness {
     let address = link.and_then(|l| l.address).unwrap_or(device.address);
     let carrier = link.is_none_or(|l| l.up);
+    // What the kernel itself has seen is there, however odd NetworkManager's word of it (R-FX-5); an operator's wish
+    // is no such word.
+    let there = link.is_some_and(|l| l.up && l.address == Some(true));
     match device.stage {
-        Stage::Unavailable(reason) | Stage::Failed(reason) => Readiness::Not(reason),
         Stage::Disconnected { by_user: true, .. } => Readiness::Not(Reason::User),
+        _ if there => Readiness::Ready,
+        Stage::Unavailable(reason) | Stage::Failed(reason) => Readiness::Not(reason),
         Stage::Disconnected { profile: false, .. } => Readiness::Not(Reason::NoProfile),
         // Without a carrier a cable can never come up; a radio gets its carrier by being activated.
         Stage::Disconnected { .. } if !carrier && device.class == Class::Ethernet => Readiness::Not(Reason::NoLink),

@@ -60,6 +60,7 @@ use flush::Flushes;
 use interfaces::{Interfaces, Readiness};
 use outage::Outages;
 use reachability::Reachability;
+use round::better_than;
 use turn::Turn;
 
 /// What the store found at the start.
@@ -138,7 +139,7 @@ impl Control {
             actions: &mut actions,
         };
         let hands_off = self.failover.intent == Intent::Idle;
-        let needed = needed(&self.failover, &self.interfaces, &walk);
+        let needed = needed(&self.failover, &self.interfaces, &walk, self.settings.failback);
         self.activation.step(&mut turn, event, &self.interfaces, hands_off, |name| needed.contains(&name));
         let mut ground = Ground {
             turn: &mut turn,
@@ -221,7 +222,7 @@ impl Control {
 
     fn deadline(&self, walk: &[Name]) -> Option<Instant> {
         let view = self.view(walk);
-        let needed = needed(&self.failover, &self.interfaces, walk);
+        let needed = needed(&self.failover, &self.interfaces, walk, self.settings.failback);
         let wanted = |name: Name| {
             let uplink = self.uplink(name);
             self.failover.intent != Intent::Idle && (uplink.standby == Standby::Up || needed.contains(&name))
@@ -254,12 +255,17 @@ impl Control {
     }
 }
 
-/// The interfaces that are wanted although their standby is off: the one in use, and, when nothing that is ready
+/// The interfaces that are wanted although their standby is off: the one in use and what is better, and, when nothing that is ready
 /// leads to the cloud, all of them.
-fn needed(failover: &Failover, interfaces: &Interfaces, walk: &[Name]) -> Vec<Name> {
+fn needed(failover: &Failover, interfaces: &Interfaces, walk: &[Name], failback: Failback) -> Vec<Name> {
     match (&failover.walk, failover.intent) {
         (Walk::Resting, _) | (_, Intent::Off | Intent::Idle) => Vec::new(),
-        (Walk::Serving(serving), Intent::On) => Vec::from([serving.session.interface]),
+        (Walk::Serving(serving), Intent::On) => {
+            // What is better is needed as well, or traffic would never return to it.
+            let better =
+                if failback == Failback::Auto { better_than(walk, serving.session.interface) } else { Vec::new() };
+            better.into_iter().chain([serving.session.interface]).collect()
+        }
         (Walk::Waiting { .. } | Walk::Trying { .. }, Intent::On) => {
             let nothing = !walk.iter().any(|n| interfaces.readiness(*n) == Readiness::Ready);
             if nothing || failover.has_failed() { walk.to_vec() } else { failover.current().into_iter().collect() }

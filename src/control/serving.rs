@@ -564,7 +564,7 @@ impl Failover {
     /// Tries a better interface once it has held still.
     fn failback(&mut self, g: &mut Ground, serving: &mut Serving) {
         let quiet = serving.spare == Spare::None && !serving.suspected && serving.leaving.is_none();
-        if !quiet || !serving.session.settled || g.turn.settings.failback != Failback::Auto {
+        if !quiet || !self.wants(g) || !serving.session.settled || g.turn.settings.failback != Failback::Auto {
             return;
         }
         if let Some((name, at)) = self.failback_target(&g.view(), serving)

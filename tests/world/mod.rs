@@ -372,7 +372,7 @@ impl World {
         );
         self.note(|w| format!("{}  restart", stamp(w.now)));
         self.control = Some(control);
-        self.oracle.started(&self.saved, released, &self.store.durable);
+        self.oracle.started(self.now, &self.saved, released, &self.store.durable);
         self.tell_everything();
     }
 

@@ -76,6 +76,14 @@ pub struct Oracle {
     via: Option<u64>,
     commanded: u64,
     false_moves: u32,
+    last_blame: Option<Blame>,
+    started: u64,
+    ended: u64,
+    slow_until: u64,
+    /// While the server refuses over paths that are well: since when, and dials over others than the best.
+    refused_since: Option<u64>,
+    refused_others: u64,
+    refused_dials: u64,
     /// On a path that only loses packets.
     pub false_moves_allowed: u32,
 }
@@ -87,6 +95,8 @@ const DIALS_IN_TEN_SECONDS: usize = 80;
 const METERED_SPARES_AN_HOUR: usize = 40;
 /// Deadlines served in any second, at most: more is a heart that spins.
 const DEADLINES_A_SECOND: usize = 60;
+/// Every wait for a path or for the server is shorter, and every walk through dead interfaces.
+const WAITS_ARE_OVER: u64 = 300_000;
 /// A dial or a spare that is neither session nor gone after this long has been forgotten.
 const FORGOTTEN: u64 = 75_000;
 
@@ -127,13 +137,23 @@ impl Oracle {
             via: None,
             commanded: 0,
             false_moves: 0,
+            last_blame: None,
+            started: 0,
+            ended: 0,
+            slow_until: 0,
+            refused_since: None,
+            refused_others: 0,
+            refused_dials: 0,
             false_moves_allowed: 0,
         }
     }
 
     /// The daemon starts with this value.
     /// Numbers that were given away and never stored are gone, and nobody was promised anything.
-    pub fn started(&mut self, saved: &Saved, released: u64, durable: &BTreeSet<u64>) {
+    pub fn started(&mut self, now: u64, saved: &Saved, released: u64, durable: &BTreeSet<u64>) {
+        self.started = now;
+        self.last_blame = None;
+        self.refused_since = None;
         self.held = saved.held;
         self.released = released;
         self.acked = (released + 1..=self.admitted).filter(|seq| !durable.contains(seq)).collect();
@@ -263,6 +283,10 @@ impl World {
         if !resting && session.is_none() && deadline.is_none() {
             return Some("no session, and no deadline".into());
         }
+        if wanted && session.is_none() && self.should_be_online() {
+            return Some("a healthy path and a healthy cloud for five minutes, and no session".into());
+        }
+        let o = &self.oracle;
         if o.held && o.via.is_none() && session.is_some() && now > o.commanded + 11_000 {
             return Some("connected although told to stay disconnected".into());
         }
@@ -289,6 +313,24 @@ impl World {
             self.summary.online_ms += 0;
         }
         self.judge_loss(before, session, event, actions)
+    }
+
+    /// Whether there has been a way to the cloud for so long that every wait of the heart is over.
+    fn should_be_online(&self) -> bool {
+        let now = self.now;
+        let o = &self.oracle;
+        let well = |since: u64| since != u64::MAX && now > since + WAITS_ARE_OVER;
+        let way = |net: &super::network::Net| {
+            let told = o.told.get(&net.device).copied().unwrap_or_default();
+            net.usable() && well(net.path.healthy_since) && well(told.unfit_at) && !told.by_user
+        };
+        let slow = matches!(o.last_blame, Some(Blame::Credentials | Blame::Identity));
+        well(self.broker.healthy_since)
+            && well(o.started.max(o.ended).max(o.slow_until))
+            && well(o.commanded)
+            && !slow
+            && !o.recently_stalled(now, WAITS_ARE_OVER)
+            && self.nets.iter().any(way)
     }
 
     /// Whether the heart gave up a session that lived.
@@ -373,7 +415,7 @@ impl World {
                     && !dialled.proved
                 {
                     // Given up before it proved anything: as good as failed, unless it was not needed any more.
-                    let dead = matches!(event, Event::DeadlineReached);
+                    let dead = matches!(event, Event::DeadlineReached) && now >= dialled.born + 4_000;
                     if dead {
                         self.oracle.told(dialled.interface).failed_at = now;
                     }
@@ -430,6 +472,9 @@ impl World {
         if o.dials.len() > DIALS_IN_TEN_SECONDS * servers {
             return Some(format!("{} dials in ten seconds", o.dials.len()));
         }
+        if let Some(what) = self.judge_refused(interface) {
+            return Some(what);
+        }
         let metered = self.control()?.status().uplinks.iter().any(|u| u.interface == interface && u.metered);
         let o = &mut self.oracle;
         let rescue = now >= o.last_inbound + 300;
@@ -448,6 +493,33 @@ impl World {
             }
         }
         None
+    }
+
+    /// While the server refuses on every path, the walk stays on the best one and backs off (R-IF-10, R-CS-10).
+    fn judge_refused(&mut self, interface: Name) -> Option<String> {
+        let now = self.now;
+        let refusing = (!self.broker.up || self.broker.refuse.is_some()) && self.broker.host && !self.broker.frozen;
+        if self.plan.profile != Profile::Cloud || !refusing || self.oracle.session.is_some() {
+            self.oracle.refused_since = None;
+            return None;
+        }
+        let status = self.control()?.status();
+        let best = status.uplinks.first().map(|u| u.interface);
+        let o = &mut self.oracle;
+        if o.refused_since.is_none() {
+            (o.refused_since, o.refused_others, o.refused_dials) = (Some(now), 0, 0);
+        }
+        let elapsed = (now - o.refused_since?) / 1000;
+        let servers = u64::from(o.settings.servers);
+        o.refused_dials += 1;
+        o.refused_others += u64::from(best != Some(interface));
+        let others = status.uplinks.len() as u64 * 2 * servers * (1 + elapsed / 250);
+        if o.refused_others > others {
+            return Some(format!("{} dials away from the best while the server refuses", o.refused_others));
+        }
+        // The quick phase, then ever longer waits.
+        let dials = others + 2 * servers * (60 + elapsed / 20);
+        (o.refused_dials > dials).then(|| format!("{} dials in {elapsed} s to a server that refuses", o.refused_dials))
     }
 
     fn judge_connect(&mut self, attempt: u64) -> Option<String> {
@@ -592,6 +664,7 @@ impl Oracle {
 
     fn session_ends(&mut self, now: u64) {
         self.session = None;
+        self.ended = now;
         self.session_lost.get_or_insert(now);
         self.in_flight.clear();
     }
@@ -644,6 +717,9 @@ impl Oracle {
                 }
                 match device.stage {
                     Stage::Unmanaged | Stage::Activated | Stage::Activating(_) => {}
+                    // The kernel's word weighs more.
+                    Stage::Unavailable(_) | Stage::Disconnected { by_user: false, .. } | Stage::Failed(_)
+                        if told.link == Some(true) && told.address == Some(true) => {}
                     Stage::Unavailable(_) | Stage::Disconnected { .. } | Stage::Failed(_) => told.unfit_at = now,
                 }
             }
@@ -656,6 +732,10 @@ impl Oracle {
                 }
             }
             Event::DialFailed { attempt, reason, .. } | Event::Closed { attempt, reason, .. } => {
+                if matches!(self.last_blame, Some(Blame::Credentials | Blame::Identity)) {
+                    self.slow_until = now;
+                }
+                self.last_blame = Some(reason.blame());
                 if let Some(dialled) = self.live.remove(&attempt.0) {
                     if reason.blame() == Blame::Path {
                         self.told(dialled.interface).failed_at = now;

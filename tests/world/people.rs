@@ -32,13 +32,14 @@ pub struct People {
     moods: u64,
     /// Unanswered: when each was asked, and by when it must be answered.
     pub open: BTreeMap<u64, (u64, u64)>,
+    heard: u64,
     /// Whether the operator wants a connection, as he last said.
     pub off: bool,
 }
 
 impl Default for People {
     fn default() -> People {
-        People { tickets: 0, requests: 0, mood: Mood::Idle, moods: 0, open: BTreeMap::new(), off: false }
+        People { tickets: 0, requests: 0, mood: Mood::Idle, moods: 0, open: BTreeMap::new(), heard: 0, off: false }
     }
 }
 
@@ -52,6 +53,7 @@ impl People {
             | Command::Flush { request, .. } => request,
             Command::SetList { .. } | Command::Stop => return,
         };
+        self.heard = self.heard.max(request.0);
         if let Some((asked, by)) = self.open.get_mut(&request.0) {
             *by = now + (*by - *asked);
             *asked = now;
@@ -210,7 +212,7 @@ impl World {
     }
 
     pub fn account_requests(&self) {
-        if let Some((request, _)) = self.people.open.first_key_value() {
+        if let Some((request, _)) = self.people.open.range(..=self.people.heard).next() {
             self.broken(&format!("request {request} was never answered"));
         }
     }
