@@ -351,7 +351,7 @@ mod tests {
     fn every_wrong_request_says_what_is_wrong() {
         let long = "x".repeat(PAYLOAD_MAX + 1);
         for (verb, options, hint) in [
-            ("explain", json!({}), "unknown verb \"explain\""),
+            ("simulate", json!({}), "unknown verb \"simulate\""),
             ("", json!({}), "unknown verb"),
             ("connect", json!({"vai": "x"}), "unknown option \"vai\" for connect; did you mean \"via\"?"),
             ("status", json!({"watch": true}), "unknown option \"watch\""),

@@ -5,7 +5,7 @@
 //! slot   "SBCURS" │ format u16 │ check u32 │ count u32 │ turn u64 │ released u64 │ durable u64 │ count × known u64
 //! ```
 //!
-//! `released` and `durable` only grow, so the largest value of any whole slot is the right one. `known` names
+//! `released` and `durable` only grow, so the slot with the largest is the right one. `known` names
 //! the holes already reported: for each the seq of the record behind it. The check is CRC32C over the rest.
 //!
 //! Always true: the slot that was last made durable is not written over until another one is. It never
@@ -40,6 +40,8 @@ pub(super) struct Cursor<F> {
     pub durable: u64,
     /// Holes already reported, to be kept by the next save.
     pub known: Vec<u64>,
+    /// Slots that could not be read, and why; they may hold something newer.
+    unread: Vec<(u64, String)>,
 }
 
 /// What opening found.
@@ -67,30 +69,48 @@ impl<F> Cursor<F> {
             replace_file_on(disk, &path, &image)?;
         }
         let file = disk.open(&path)?;
-        let (mut newest, mut good) = (Slot { turn: 0, released: 0, durable: 0, known: Vec::new() }, None);
+        let mut newest = Slot { turn: 0, released: 0, durable: 0, known: Vec::new() };
+        let (mut turn, mut good, mut unread) = (0, None, Vec::new());
         for number in 0..SLOTS {
-            let Some(slot) = read_slot(disk, &file, &path, number)? else { continue };
-            newest.released = newest.released.max(slot.released);
-            newest.durable = newest.durable.max(slot.durable);
-            if slot.turn >= newest.turn {
-                (newest.turn, newest.known, good) = (slot.turn, slot.known, Some(number));
+            let mut bytes = [0; SLOT_BYTES];
+            if let Err(error) = disk.read_at(&file, &mut bytes, number * SLOT_BYTES as u64) {
+                unread.push((number, named(&path, error)));
+                continue;
             }
+            let Some(slot) = read_slot(&bytes, &path)? else { continue };
+            turn = slot.turn.max(turn);
+            if good.is_none()
+                || (slot.released, slot.durable, slot.turn) > (newest.released, newest.durable, newest.turn)
+            {
+                (newest, good) = (slot, Some(number));
+            }
+        }
+        if good.is_none()
+            && let Some((_, error)) = unread.pop()
+        {
+            return Err(error);
         }
         let condition = match (present, good) {
             (false, _) => Condition::New,
             (true, Some(_)) => Condition::Whole,
             (true, None) => Condition::Damaged,
         };
-        let Slot { turn, released, durable, known } = newest;
-        Ok((Self { file, path, turn, good, released, durable, known }, condition))
+        let Slot { released, durable, known, .. } = newest;
+        let unread = unread.into_iter().map(|(number, error)| (number, error.to_string())).collect();
+        Ok((Self { file, path, turn, good, released, durable, known, unread }, condition))
+    }
+
+    /// Offset and reason of each slot that could not be read.
+    pub fn unread(&self) -> impl Iterator<Item = (u64, String)> {
+        self.unread.iter().map(|(number, error)| (number * SLOT_BYTES as u64, error.clone()))
     }
 
     /// Makes `released` and `durable` durable, with the holes known.
     pub fn save<D: Disk<File = F>>(&mut self, disk: &D, released: u64, durable: u64) -> io::Result<()> {
-        self.turn += 1;
-        if self.good == Some(self.turn % SLOTS) {
-            self.turn += 1;
-        }
+        let unread = |number| self.unread.iter().any(|(unread, _)| *unread == number);
+        let next = (self.turn + 1..=self.turn + SLOTS).filter(|turn| self.good != Some(turn % SLOTS));
+        // An unread slot is written over only where there is no other.
+        self.turn = next.min_by_key(|turn| (unread(turn % SLOTS), *turn)).unwrap_or(self.turn + 1);
         self.known.retain(|&before| before > released);
         let surplus = self.known.len().saturating_sub(MAX_KNOWN);
         self.known.drain(..surplus);
@@ -104,13 +124,8 @@ impl<F> Cursor<F> {
     }
 }
 
-fn read_slot<D: Disk>(disk: &D, file: &D::File, path: &Path, number: u64) -> io::Result<Option<Slot>> {
-    let mut bytes = [0; SLOT_BYTES];
-    // A slot that cannot be read counts as damaged; the others tell nearly as much.
-    if disk.read_at(file, &mut bytes, number * SLOT_BYTES as u64).is_err() {
-        return Ok(None);
-    }
-    match decode(&bytes) {
+fn read_slot(bytes: &[u8], path: &Path) -> io::Result<Option<Slot>> {
+    match decode(bytes) {
         Some((FORMAT, slot)) => Ok(Some(slot)),
         Some((format, _)) => {
             let message = format!("{}: format {format} of a newer version", path.display());

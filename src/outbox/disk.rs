@@ -7,7 +7,7 @@
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// The calls the outbox makes on a file system. Offsets and sizes are in bytes.
@@ -115,7 +115,12 @@ impl Disk for Local {
     }
 
     fn sync(&self, file: &File) -> io::Result<()> {
-        file.sync_data()
+        file.sync_data()?;
+        // A file that somebody deleted keeps nothing, however well it is synced.
+        match file.metadata()?.nlink() {
+            0 => Err(io::Error::new(ErrorKind::NotFound, "the file was deleted")),
+            _ => Ok(()),
+        }
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind};
 
 use super::frame_limit;
 use super::record::Seq;
-use super::recover::MAX_SEGMENT_BYTES;
+use super::survey::MAX_SEGMENT_BYTES;
 
 /// How much the outbox may hold, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -36,6 +36,7 @@ mod record;
 mod recover;
 mod replace;
 mod segment;
+mod survey;
 #[cfg(test)]
 mod tests;
 
@@ -73,6 +74,8 @@ pub struct Outbox<D: Disk = Local> {
     pending: Pending,
     cache: Cache,
     released: u64,
+    /// Up to where `messages` and `bytes` are without what is released: behind `released` when the disk could not read.
+    counted: u64,
     /// Highest seq given to `append` or `release`, or found.
     highest: u64,
     /// Highest seq in a segment, and highest known to be durable.
@@ -118,7 +121,7 @@ impl<D: Disk> Outbox<D> {
             disk,
             dir: dir.to_path_buf(),
             limits,
-            unstated: found.released > found.cursor.released,
+            unstated: false,
             cursor: found.cursor,
             live: found.live,
             active,
@@ -128,9 +131,10 @@ impl<D: Disk> Outbox<D> {
             pending: Pending::default(),
             cache: Cache::default(),
             released: found.released,
+            counted: found.released,
             highest: found.highest,
             written: found.written,
-            durable: found.highest,
+            durable: found.durable,
             attempted: false,
             messages: found.report.messages,
             bytes: found.report.bytes,
@@ -193,8 +197,8 @@ impl<D: Disk> Outbox<D> {
     /// Allows everything up to and including `through` to be forgotten. It writes nothing: the next `sync` that has
     /// something to write, or `close`, makes it durable. What is released before it was written is never written.
     pub fn release(&mut self, through: Seq) {
-        let (after, through) = (self.released, through.0);
-        if through <= after {
+        let through = through.0;
+        if through <= self.released {
             return;
         }
         self.released = through;
@@ -208,13 +212,14 @@ impl<D: Disk> Outbox<D> {
             self.forget(records, bytes);
             if self.live.len() == 1 && self.active.is_some() {
                 self.live.iter_mut().for_each(|last| (last.records, last.bytes) = (0, 0));
+                self.counted = through;
                 return;
             }
             if let Some(front) = self.live.pop_front() {
                 self.shelve(front);
             }
         }
-        self.release_partly(after, through);
+        self.release_partly(through);
     }
 
     /// Number of messages not released, pending ones included.
@@ -232,9 +237,10 @@ impl<D: Disk> Outbox<D> {
     /// # Errors
     /// As [`Outbox::sync`]; what was not durable is lost then.
     pub fn close(mut self) -> io::Result<()> {
-        self.flush()?;
+        let flushed = self.flush();
         let untold = self.written > self.cursor.durable;
-        if self.unstated || untold { self.save_cursor() } else { Ok(()) }
+        let stated = if self.unstated || untold { self.save_cursor() } else { Ok(()) };
+        Ok(flushed.and(stated.map_err(AppendError::Io))?)
     }
 
     /// Makes the active segment one with room for a frame of `bytes` beside what is pending.
@@ -364,15 +370,18 @@ impl<D: Disk> Outbox<D> {
         }
     }
 
-    fn release_partly(&mut self, after: u64, through: u64) {
+    /// Only the oldest segment can be released in part.
+    fn release_partly(&mut self, through: u64) {
         let Some(front) = self.live.front_mut() else { return };
-        // A segment that cannot be read is counted wrongly until all of it is released.
-        let counted = self.cache.measure(&self.disk, &self.dir, front, after, through);
-        self.unstated |= counted.as_ref().map_or(true, |&(records, _)| records > 0);
-        let (records, bytes) = counted.unwrap_or_default();
+        let Ok((records, bytes)) = self.cache.measure(&self.disk, &self.dir, front, self.counted, through) else {
+            self.unstated = true;
+            return;
+        };
         let (records, bytes) = (records.min(front.records), bytes.min(front.bytes));
         front.records -= records;
         front.bytes -= bytes;
+        self.counted = through;
+        self.unstated |= records > 0;
         self.forget(records, bytes);
     }
 

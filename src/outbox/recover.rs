@@ -15,17 +15,15 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use super::cursor::{Condition, Cursor};
-use super::disk::{Disk, named};
-use super::record::accepted;
-use super::segment::{Scan, Segment, UNFINISHED, name, salt_of};
+use super::disk::Disk;
+use super::segment::{Segment, UNFINISHED, name, salt_of};
+use super::survey::{Hole, Survey, Surveyor, join};
 
 /// Evidence for the curious; more would only take room from messages.
 const MAX_SET_ASIDE: usize = 4;
-/// Recovery holds one segment in memory; a file beyond this was not made by any sane configuration.
-pub(super) const MAX_SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
-/// What is read at a time where a whole segment cannot be read: the unit in which disks fail.
-const BLOCK_BYTES: usize = 4096;
 const SET_ASIDE: &str = ".damaged";
+/// More seqs than files that could not be read can hold: new records must not share theirs.
+const UNREAD_SEQS: u64 = 1 << 32;
 
 /// What the outbox holds after a start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -38,8 +36,8 @@ pub struct Recovered {
     pub bytes: u64,
     /// When the oldest message was accepted: milliseconds since the epoch.
     pub oldest_accepted: Option<u64>,
-    /// The highest seq any file knows of, released or lost ones included; new seqs must be higher. Seqs that never
-    /// reached the disk are not covered.
+    /// The highest seq any file knows of, released or lost ones included, and some more when a file could not be read;
+    /// new seqs must be higher. Seqs that never reached the disk are not covered.
     pub highest_seq: Option<u64>,
     /// What was found damaged for the first time.
     pub damaged: Vec<Damage>,
@@ -70,7 +68,8 @@ pub enum Why {
     Unfinished,
     /// The file holds nothing readable and was renamed to this name; at most four such files are kept.
     SetAside,
-    /// The disk could not read the file, or parts of it. It is left alone and read again at the next start.
+    /// The disk could not read the file, or parts of it. It is left alone, and what it holds is found by a later start
+    /// that can read it, unless it is released by then. Without it released messages may come back.
     Unreadable(String),
     /// No slot of the cursor file is whole: released messages may be sent again.
     CursorLost,
@@ -89,6 +88,7 @@ pub(super) struct Recovery<F> {
     pub released: u64,
     /// The last seq in a segment.
     pub written: u64,
+    pub durable: u64,
     pub highest: u64,
     pub report: Recovered,
 }
@@ -99,83 +99,61 @@ pub(super) fn recover<D: Disk>(disk: &D, dir: &Path, segment_bytes: u64) -> io::
         disk.remove(&dir.join(name))?;
     }
     let present = files.iter().any(|(name, _)| name == "cursor");
-    let (cursor, condition) = Cursor::open(disk, dir, present)?;
-    let mut surveyor = Surveyor { disk, dir, buffer: Vec::new() };
+    let (mut cursor, condition) = Cursor::open(disk, dir, present)?;
+    let mut surveyor = Surveyor::new(disk, dir);
     let sizes = files.iter().filter_map(|(name, size)| Some((salt_of(name)?, *size)));
-    let surveys: Vec<Survey> =
-        sizes.map(|(salt, size)| surveyor.survey(Segment::new(salt, size), cursor.released, u64::MAX)).collect();
-
-    let mut report = Recovered::default();
-    if condition == Condition::Damaged || (condition == Condition::New && !surveys.is_empty()) {
-        let file = dir.join("cursor");
-        report.damaged.push(Damage { file, offset: 0, after: 0, before: 0, why: Why::CursorLost });
-    }
-    report.damaged.extend(surveys.iter().filter_map(|survey| survey.unreadable(dir)));
+    let segments = sizes.map(|(salt, size)| Segment::new(salt, size));
+    let surveys: Vec<Survey> = segments.map(|segment| surveyor.survey(segment, cursor.released, u64::MAX)).collect();
+    let lost = condition == Condition::Damaged || (condition == Condition::New && !surveys.is_empty());
     let released = surveys.iter().map(|survey| survey.released).fold(cursor.released, u64::max);
-    let durable = surveys.iter().map(|survey| survey.durable).fold(cursor.durable, u64::max);
+    let stated = surveys.iter().map(|survey| survey.durable).fold(cursor.durable, u64::max);
     let (chain, mut idle) = surveyor.untangle(surveys, released);
-
     let written = chain.last().and_then(|survey| survey.segment.last()).unwrap_or(released);
-    let highest = written.max(released).max(durable);
-    for survey in &chain {
-        report.add(survey);
-    }
-    report.highest_seq = Some(highest).filter(|&highest| highest > 0);
-    let holes = holes(&chain, released, cursor.durable);
-    let fresh: Vec<&Hole> = holes.iter().filter(|hole| !cursor.known.contains(&hole.before)).collect();
-    report.damaged.extend(fresh.iter().map(|hole| hole.damage(dir, durable)));
-    if fresh.iter().any(|hole| hole.after < durable) {
-        let kept = files.iter().filter(|(name, _)| name.ends_with(SET_ASIDE)).count();
-        set_aside(disk, dir, &mut idle, MAX_SET_ASIDE.saturating_sub(kept), &mut report.damaged)?;
-    }
+    let durable = written.max(released).max(stated);
+    surveyor.make_durable(&chain, stated)?;
 
-    let mut recovery = Recovery {
-        cursor,
-        live: VecDeque::new(),
-        free: Vec::new(),
-        dead: Vec::new(),
-        unread_bytes: idle.iter().filter(|survey| survey.error.is_some()).map(|survey| survey.segment.size).sum(),
-        released,
-        written,
-        highest,
-        report,
-    };
-    let healed = chain.last().map_or(Ok(false), |survey| surveyor.make_durable(&survey.segment, durable))?;
-    recovery.cursor.known = holes.iter().map(|hole| hole.before).collect();
-    if healed || !fresh.is_empty() || condition == Condition::Damaged {
-        recovery.cursor.save(disk, released, highest)?;
+    let mut report = Recovered::new(&chain);
+    report.damaged = unreadable(dir, &cursor, lost, chain.iter().chain(&idle));
+    let unread = report.damaged.iter().any(|damage| matches!(damage.why, Why::Unreadable(_)));
+    let highest = durable.saturating_add(if unread { UNREAD_SEQS } else { 0 });
+    report.highest_seq = Some(highest).filter(|&highest| highest > 0);
+    // With a file unread, what is missing may be in there: nothing is said, nor noted, until a start can read it all.
+    if !unread && durable > 0 {
+        let holes = holes(&chain, released, cursor.durable);
+        let fresh: Vec<&Hole> = holes.iter().filter(|hole| !cursor.known.contains(&hole.before)).collect();
+        report.damaged.extend(fresh.iter().map(|hole| hole.damage(dir, stated)));
+        if fresh.iter().any(|hole| hole.after < stated) {
+            let kept = files.iter().filter(|(name, _)| name.ends_with(SET_ASIDE)).count();
+            set_aside(disk, dir, &mut idle, MAX_SET_ASIDE.saturating_sub(kept), &mut report.damaged)?;
+        }
+        cursor.known = holes.iter().map(|hole| hole.before).collect();
+        // Also when nothing is new: what the cursor file says may itself be in memory only.
+        cursor.save(disk, released, durable)?;
     }
     // What is named, and what is not, must still be so after a power cut before seqs are given out again.
     disk.sync_dir(dir)?;
-    recovery.live = chain.into_iter().map(|survey| survey.segment).collect();
+
+    let unread_bytes = idle.iter().filter(|survey| survey.error.is_some()).map(|survey| survey.segment.size).sum();
     let idle = idle.into_iter().filter(|survey| survey.error.is_none());
     let idle = idle.map(|survey| Segment { outlived: released, ..survey.segment });
-    (recovery.free, recovery.dead) = idle.partition(|segment| segment.size == segment_bytes && !segment.bad);
-    Ok(recovery)
+    let (free, dead) = idle.partition(|segment| segment.size == segment_bytes && !segment.bad);
+    let live = chain.into_iter().map(|survey| survey.segment).collect();
+    Ok(Recovery { cursor, live, free, dead, unread_bytes, released, written, durable, highest, report })
 }
 
-/// What one segment holds.
-struct Survey {
-    segment: Segment,
-    ranges: Vec<RangeInclusive<u64>>,
-    /// Breaks in the chain; the first frame counts as one.
-    holes: Vec<Hole>,
-    released: u64,
-    durable: u64,
-    oldest: Option<u64>,
-    /// Bytes other than zero, and no frame of any lap.
-    garbage: bool,
-    /// Where and why it could not be read.
-    error: Option<(u64, String)>,
-}
-
-/// A place where frames may be missing: those up to `previous` that `after` is not.
-struct Hole {
-    salt: u64,
-    at: u64,
-    after: u64,
-    previous: u64,
-    before: u64,
+impl Recovered {
+    fn new(chain: &[Survey]) -> Self {
+        let mut report = Self::default();
+        for survey in chain {
+            report.messages += survey.segment.records;
+            report.bytes += survey.segment.bytes;
+            report.oldest_accepted = report.oldest_accepted.or(survey.oldest);
+            for range in &survey.ranges {
+                join(&mut report.ranges, range.clone());
+            }
+        }
+        report
+    }
 }
 
 impl Hole {
@@ -186,161 +164,21 @@ impl Hole {
     }
 }
 
-impl Survey {
-    fn new(segment: Segment) -> Self {
-        let (ranges, holes) = (Vec::new(), Vec::new());
-        Self { segment, ranges, holes, released: 0, durable: 0, oldest: None, garbage: false, error: None }
-    }
-
-    fn read(&mut self, bytes: &[u8], after: u64, below: u64) {
-        let mut scan = Scan::new(bytes, 0, self.segment.salt, after, below);
-        for found in scan.by_ref() {
-            let (seq, chain, at) = (found.frame.seq, found.frame.chain, found.at as u64);
-            let last = self.segment.last();
-            if last.is_none_or(|last| chain.previous > last) {
-                let (salt, previous) = (self.segment.salt, chain.previous);
-                let hole = Hole { salt, at: self.segment.end, after: last.unwrap_or(0), previous, before: seq };
-                self.holes.push(hole);
-            }
-            if last.is_none() {
-                self.oldest = accepted(found.frame.content);
-            }
-            self.released = self.released.max(chain.released);
-            self.durable = self.durable.max(chain.durable);
-            self.segment.note(seq, at, found.frame.bytes as u64);
-            join(&mut self.ranges, seq..=seq);
-        }
-        self.garbage = scan.seen == 0 && bytes.iter().any(|&byte| byte != 0);
-    }
-
-    fn unreadable(&self, dir: &Path) -> Option<Damage> {
-        let (offset, error) = self.error.clone()?;
-        let file = self.segment.path(dir);
-        Some(Damage { file, offset, after: 0, before: 0, why: Why::Unreadable(error) })
-    }
-}
-
-impl Recovered {
-    fn add(&mut self, survey: &Survey) {
-        self.messages += survey.segment.records;
-        self.bytes += survey.segment.bytes;
-        self.oldest_accepted = self.oldest_accepted.or(survey.oldest);
-        for range in &survey.ranges {
-            join(&mut self.ranges, range.clone());
-        }
-    }
-}
-
-fn join(ranges: &mut Vec<RangeInclusive<u64>>, range: RangeInclusive<u64>) {
-    match ranges.last_mut() {
-        Some(last) if last.end().checked_add(1) == Some(*range.start()) => *last = *last.start()..=*range.end(),
-        Some(_) | None => ranges.push(range),
-    }
-}
-
-/// Reads segments, one at a time.
-struct Surveyor<'a, D> {
-    disk: &'a D,
-    dir: &'a Path,
-    buffer: Vec<u8>,
-}
-
-impl<D: Disk> Surveyor<'_, D> {
-    fn survey(&mut self, segment: Segment, after: u64, below: u64) -> Survey {
-        let mut survey = Survey::new(segment);
-        survey.error = self.load(&survey.segment).err();
-        survey.segment.bad = survey.error.is_some();
-        survey.read(&self.buffer, after, below);
-        survey
-    }
-
-    /// Brings the file into the buffer; what cannot be read is zeros there.
-    fn load(&mut self, segment: &Segment) -> Result<(), (u64, String)> {
-        self.buffer.clear();
-        if segment.size > MAX_SEGMENT_BYTES {
-            return Err((0, format!("{} bytes are no segment", segment.size)));
-        }
-        let file = self.disk.open(&segment.path(self.dir)).map_err(|error| (0, error.to_string()))?;
-        self.buffer.resize(segment.size as usize, 0);
-        if self.disk.read_at(&file, &mut self.buffer, 0).is_ok() {
-            return Ok(());
-        }
-        let mut result = Ok(());
-        for (number, block) in self.buffer.chunks_mut(BLOCK_BYTES).enumerate() {
-            let at = (number * BLOCK_BYTES) as u64;
-            if let Err(error) = self.disk.read_at(&file, block, at) {
-                block.fill(0);
-                result = result.and(Err((at, error.to_string())));
-            }
-        }
-        result
-    }
-
-    /// The surveys in the order of their seqs, none twice, and those that hold nothing alive.
-    fn untangle(&mut self, surveys: Vec<Survey>, released: u64) -> (Vec<Survey>, Vec<Survey>) {
-        let mut idle = Vec::new();
-        let mut alive = Vec::new();
-        for mut survey in surveys {
-            if survey.segment.span.is_some_and(|(first, _)| first <= released) {
-                survey = self.again(survey, released, u64::MAX);
-            }
-            if survey.segment.span.is_some() { &mut alive } else { &mut idle }.push(survey);
-        }
-        alive.sort_by_key(|survey| survey.segment.span);
-        let mut chain: Vec<Survey> = Vec::new();
-        for survey in alive {
-            let Some((first, last)) = survey.segment.span else { continue };
-            // Two segments hold the same seqs when a sync failed and the records were written again elsewhere. The
-            // older of the two then ends earlier, and what it holds of them was never promised.
-            while let Some(older) = chain.pop_if(|older| older.segment.last() >= Some(first)) {
-                let mut older = older;
-                if older.segment.last() <= Some(last) {
-                    older = self.again(older, released, first);
-                    older.segment.bad = true;
-                    if older.segment.span.is_none() { &mut idle } else { &mut chain }.push(older);
-                } else {
-                    chain.push(older);
-                    break;
-                }
-            }
-            let doubled = chain.last().is_some_and(|older| older.segment.last() >= Some(first));
-            if doubled {
-                let mut empty = Segment::new(survey.segment.salt, survey.segment.size);
-                empty.bad = true;
-                idle.push(Survey { error: survey.error, ..Survey::new(empty) });
-            } else {
-                chain.push(survey);
-            }
-        }
-        (chain, idle)
-    }
-
-    fn again(&mut self, survey: Survey, after: u64, below: u64) -> Survey {
-        let Segment { salt, size, bad, .. } = survey.segment;
-        let mut again = self.survey(Segment::new(salt, size), after, below);
-        again.segment.bad |= bad;
-        again.error = again.error.or(survey.error);
-        again
-    }
-
-    /// Writes the frames behind `durable` once more where they are, and syncs: a process that was killed, or whose
-    /// sync failed, may have left them in memory only. Answers whether there were any.
-    fn make_durable(&mut self, segment: &Segment, durable: u64) -> io::Result<bool> {
-        let Some((first, _)) = segment.span.filter(|&(_, last)| last > durable && !segment.bad) else {
-            return Ok(false);
-        };
-        let path = segment.path(self.dir);
-        let at = segment.stretch(durable.max(first)).map_or(0, |stretch| stretch.start);
-        let file = self.disk.open(&path)?;
-        self.buffer.clear();
-        self.buffer.resize((segment.end - at) as usize, 0);
-        self.disk
-            .read_at(&file, &mut self.buffer, at)
-            .and_then(|_| self.disk.write_at(&file, &self.buffer, at))
-            .and_then(|()| self.disk.sync(&file))
-            .map_err(|error| named(&path, error))?;
-        Ok(true)
-    }
+/// Which files could not be read, and whether the cursor is lost.
+fn unreadable<'a, F>(
+    dir: &Path,
+    cursor: &Cursor<F>,
+    lost: bool,
+    surveys: impl Iterator<Item = &'a Survey>,
+) -> Vec<Damage> {
+    let damage = |file, offset, why| Damage { file, offset, after: 0, before: 0, why };
+    let lost = lost.then(|| damage(dir.join("cursor"), 0, Why::CursorLost));
+    let slots = cursor.unread().map(|(offset, error)| damage(dir.join("cursor"), offset, Why::Unreadable(error)));
+    let segments = surveys.filter_map(|survey| {
+        let (offset, error) = survey.error.clone()?;
+        Some(damage(survey.segment.path(dir), offset, Why::Unreadable(error)))
+    });
+    lost.into_iter().chain(slots).chain(segments).collect()
 }
 
 /// The places where frames that are not released are missing, in order.

@@ -94,7 +94,7 @@ fn everything_synced_is_recovered_after_a_power_cut_at_any_byte() {
     let cuts = std::cell::Cell::new(0);
     for_seeds(1, |seed| {
         let disk = Simulated::default();
-        let history = story(&disk, seed, 110);
+        let history = story(&disk, seed, 85);
         let mut replay = Replay::new(&disk, seed);
         let mut random = Random(seed);
         for number in 0..disk.deeds() {
@@ -104,7 +104,7 @@ fn everything_synced_is_recovered_after_a_power_cut_at_any_byte() {
             let known = Known { appended: during.appended, released: during.released, ..before };
             let mut try_cut = |begun: Option<(u64, u64, &[u8])>| {
                 cuts.set(cuts.get() + 1);
-                check(&replay.cut(&mut random, begun), known, cuts.get() % 16 == 0);
+                check(&replay.cut(&mut random, begun), known, cuts.get() % 32 == 0);
             };
             try_cut(None);
             let deed = disk.deed(number);

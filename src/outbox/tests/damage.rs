@@ -6,8 +6,10 @@ use super::record::seal;
 use super::segment::{Scan, salt_of};
 use super::*;
 
+type Frames = Vec<(u64, usize, usize)>;
+
 /// A closed outbox that went around twice; what it holds, and the frames of each file: seq, begin, end.
-fn filled(seed: u64) -> (Simulated, BTreeSet<u64>, Vec<(PathBuf, Vec<(u64, usize, usize)>)>) {
+fn filled(seed: u64) -> (Simulated, BTreeSet<u64>, Vec<(PathBuf, Frames)>) {
     let disk = Simulated::default();
     let (mut outbox, _) = reopen(&disk);
     let (mut random, mut oldest) = (Random(seed), 1);
@@ -38,7 +40,7 @@ fn filled(seed: u64) -> (Simulated, BTreeSet<u64>, Vec<(PathBuf, Vec<(u64, usize
 
 #[test]
 fn damage_loses_only_the_records_it_touches_and_is_reported_once() {
-    for_seeds(1500, |seed| {
+    for_seeds(500, |seed| {
         let mut random = Random(seed);
         let (disk, wanted, files) = filled(seed % 5);
         let mut touched = BTreeSet::new();
@@ -75,10 +77,11 @@ fn damage_loses_only_the_records_it_touches_and_is_reported_once() {
 
 #[test]
 fn no_content_of_any_file_makes_it_panic_or_invent_records() {
-    for_seeds(1500, |seed| {
+    for_seeds(500, |seed| {
         let mut random = Random(seed);
         let (disk, wanted, files) = filled(seed % 5);
-        for (path, _) in &files {
+        let cursor = random.below(2) == 0;
+        for (path, _) in files.iter().filter(|(path, _)| cursor || !path.ends_with("cursor")) {
             disk.change(path, |bytes| match random.below(6) {
                 0 => bytes.truncate(random.below(bytes.len() as u64 + 1) as usize),
                 1 => bytes.fill_with(|| random.next() as u8),
@@ -96,8 +99,7 @@ fn no_content_of_any_file_makes_it_panic_or_invent_records() {
         match Outbox::open_on(disk.clone(), Path::new(DIR), SMALL) {
             Ok((mut outbox, found)) => {
                 let seqs = contents(&mut outbox, &found);
-                let whole = !found.damaged.iter().any(|damage| damage.why == Why::CursorLost);
-                assert!(!whole || seqs.is_subset(&wanted), "{:?} came from nowhere", seqs.difference(&wanted));
+                assert!(cursor || seqs.is_subset(&wanted), "{:?} came from nowhere", seqs.difference(&wanted));
                 outbox.release(Seq(found.highest_seq.unwrap_or(0)));
                 assert_eq!((outbox.messages(), outbox.bytes()), (0, 0));
                 outbox.append(&record(outbox.highest + 1)).unwrap();

@@ -72,8 +72,10 @@ impl Model {
     }
 }
 
-fn run(steps: Vec<Step>) {
+/// `salts` are drawn before: which of two files comes first must not matter.
+fn run(salts: u64, steps: Vec<Step>) {
     let (mut disk, mut model) = (Simulated::default(), Model::default());
+    (0..salts).for_each(|_| _ = disk.random());
     let (mut outbox, _) = reopen(&disk);
     for step in steps {
         match step {
@@ -96,13 +98,14 @@ fn run(steps: Vec<Step>) {
             Step::Read { part } => {
                 let seq = model.place(part);
                 let wanted = model.records.get(&seq).filter(|_| seq > model.released);
-                outbox.read(Seq(seq)).map_or((), |read| assert_eq!(read.as_ref(), wanted));
+                let read = outbox.read(Seq(seq));
+                assert!(read.is_err() || read.is_ok_and(|read| read.as_ref() == wanted));
             }
             Step::Fail { calls } => disk.fail(disk.calls() + calls..disk.calls() + calls + 1, EIO),
             Step::Close | Step::Kill | Step::Cut { .. } => {
-                disk.fail(0..0, 0);
-                if matches!(step, Step::Close) {
-                    outbox.close().unwrap();
+                disk.heal();
+                // After a failed sync a full outbox has no other place for what is pending: that is a kill.
+                if matches!(step, Step::Close) && outbox.close().is_ok() {
                     (model.synced, model.forgotten) = (model.highest, model.released);
                 }
                 if let Step::Cut { seed } = step {
@@ -113,7 +116,9 @@ fn run(steps: Vec<Step>) {
                 model.take(&mut outbox, &found);
             }
         }
-        assert_eq!(outbox.messages(), model.waiting());
+        // A release that could not read what it released counts it with a later one.
+        let counted = outbox.messages() == model.waiting();
+        assert!(counted || disk.failed() && outbox.messages() > model.waiting());
     }
     outbox.release(Seq(model.highest));
     assert_eq!((outbox.messages(), outbox.bytes()), (0, 0));
@@ -121,10 +126,37 @@ fn run(steps: Vec<Step>) {
 
 proptest! {
     // Nothing is left in the source tree; PROPTEST_RNG_SEED or the printed steps replay a failure.
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_order_of_calls_and_cuts_agrees_with_a_plain_map(steps in prop::collection::vec(step(), 1..250)) {
-        run(steps);
+        run(0, steps);
     }
+}
+
+fn appends(sizes: &[usize]) -> impl Iterator<Item = Step> {
+    sizes.iter().map(|&size| Step::Append { gap: 1, size })
+}
+
+#[test]
+fn a_segment_that_is_only_in_memory_never_replaces_one_that_is_on_disk() {
+    use Step::{Close, Cut, Fail, Release, Sync};
+    for_seeds(100, |seed| {
+        // The failed segment holds the same records as the one that took its place, and is not removed yet.
+        let steps = appends(&[406]).chain([Sync]).chain(appends(&[508, 149]));
+        let steps = steps.chain([Fail { calls: 2 }]).chain(appends(&[172, 573]));
+        let steps = steps.chain([Sync, Sync, Release { part: 51 }, Close]);
+        run(seed % 7, steps.chain(appends(&[18, 494, 300, 219, 560, 505])).chain([Cut { seed }]).collect());
+    });
+}
+
+#[test]
+fn a_segment_with_parts_of_a_failed_write_never_replaces_one_that_has_it_all() {
+    use Step::{Close, Cut, Fail, Release, Sync};
+    for_seeds(300, |seed| {
+        let steps = appends(&[10, 340, 390, 544]).chain([Sync]).chain(appends(&[376, 538, 390]));
+        let steps = steps.chain([Release { part: 110 }]).chain(appends(&[0]));
+        let steps = steps.chain([Fail { calls: 2 }, Sync, Sync, Cut { seed }, Release { part: 51 }, Close]);
+        run(seed % 7, steps.chain([Cut { seed: !seed }]).collect());
+    });
 }

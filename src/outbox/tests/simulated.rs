@@ -53,19 +53,38 @@ struct State {
     before: (BTreeMap<u64, Vec<u8>>, BTreeMap<PathBuf, u64>),
     calls: u64,
     failing: Option<(std::ops::Range<u64>, i32)>,
+    failed: bool,
+    unreadable: Option<u64>,
     given: u64,
 }
 
 impl Simulated {
-    fn holding(files: BTreeMap<u64, Vec<u8>>, names: BTreeMap<PathBuf, u64>) -> Self {
+    /// `given` goes on from disk to disk: a salt that comes twice would be a fault no real disk has.
+    fn holding(files: BTreeMap<u64, Vec<u8>>, names: BTreeMap<PathBuf, u64>, given: u64) -> Self {
         let before = (files.clone(), names.clone());
-        let given = files.keys().last().map_or(1, |last| last + 1);
         Self(Rc::new(RefCell::new(State { files, names, before, given, ..State::default() })))
     }
 
     /// Calls with a number in this range answer with this error.
     pub fn fail(&self, calls: std::ops::Range<u64>, errno: i32) {
         self.0.borrow_mut().failing = Some((calls, errno));
+    }
+
+    /// Reading this file fails.
+    pub fn spoil(&self, path: &Path) {
+        let state = &mut *self.0.borrow_mut();
+        state.unreadable = state.names.get(path).copied();
+    }
+
+    /// All calls work from now on.
+    pub fn heal(&self) {
+        let state = &mut *self.0.borrow_mut();
+        (state.failing, state.failed, state.unreadable) = (None, false, None);
+    }
+
+    /// Whether a call has failed since `heal`.
+    pub fn failed(&self) -> bool {
+        self.0.borrow().failed
     }
 
     pub fn calls(&self) -> u64 {
@@ -99,7 +118,7 @@ impl Simulated {
     /// A second disk with the same content.
     pub fn copy(&self) -> Self {
         let state = self.0.borrow();
-        Self::holding(state.files.clone(), state.names.clone())
+        Self::holding(state.files.clone(), state.names.clone(), state.given)
     }
 
     /// What a power cut now leaves.
@@ -115,7 +134,10 @@ impl Simulated {
         let fails =
             |(calls, errno): &(std::ops::Range<u64>, i32)| calls.contains(&state.calls) && (changes || *errno == EIO);
         match state.failing.clone().filter(fails) {
-            Some((_, errno)) => Err(io::Error::from_raw_os_error(errno)),
+            Some((_, errno)) => {
+                state.failed = true;
+                Err(io::Error::from_raw_os_error(errno))
+            }
             None => Ok(state),
         }
     }
@@ -172,6 +194,9 @@ impl Disk for Simulated {
 
     fn read_at(&self, file: &u64, buffer: &mut [u8], at: u64) -> io::Result<usize> {
         let state = self.call(false)?;
+        if state.unreadable == Some(*file) {
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
         let content = state.files[file].get(at as usize..).unwrap_or_default();
         let count = content.len().min(buffer.len());
         buffer[..count].copy_from_slice(&content[..count]);
@@ -233,12 +258,13 @@ pub struct Replay {
     waiting: BTreeMap<u64, Vec<(u64, Vec<u8>)>>,
     renamed: Vec<Deed>,
     random: Random,
+    given: u64,
 }
 
 impl Replay {
     pub fn new(disk: &Simulated, seed: u64) -> Self {
-        let (files, names) = disk.0.borrow().before.clone();
-        Self { files, names, waiting: BTreeMap::new(), renamed: Vec::new(), random: Random(seed) }
+        let State { before: (files, names), given, .. } = disk.0.borrow().clone();
+        Self { files, names, waiting: BTreeMap::new(), renamed: Vec::new(), random: Random(!seed), given }
     }
 
     pub fn perform(&mut self, deed: &Deed) {
@@ -281,7 +307,7 @@ impl Replay {
         self.renamed[..kept].iter().for_each(|deed| rename(&mut names, deed));
         let used: Vec<u64> = names.values().copied().collect();
         files.retain(|file, _| used.contains(file));
-        Simulated::holding(files, names)
+        Simulated::holding(files, names, self.given)
     }
 }
 
