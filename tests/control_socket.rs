@@ -104,8 +104,8 @@ fn a_question_gets_one_answer_and_the_connection_stays() {
         json!({"ok": false, "code": 1, "message": "no", "reason": "no-server"})
     );
     assert_eq!(
-        client.ask(r#"{"verb":"explain"}"#),
-        json!({"ok": false, "code": 2, "message": "unknown verb \"explain\"", "reason": null})
+        client.ask(r#"{"verb":"simulate"}"#),
+        json!({"ok": false, "code": 2, "message": "unknown verb \"simulate\"", "reason": null})
     );
 }
 
