@@ -49,12 +49,14 @@ pub struct Activation {
 
 impl Activation {
     /// Takes the event in and asks for what is due. `needed` tells whether the walk wants the interface although
-    /// its standby is off; `hands_off` keeps everything as it is (idle).
+    /// its standby is off; `settled` that it will not change its mind in a moment, so that what is not needed may be
+    /// given back; `hands_off` keeps everything as it is (idle).
     pub fn step(
         &mut self,
         turn: &mut Turn,
         event: &Event,
         interfaces: &Interfaces,
+        settled: bool,
         hands_off: bool,
         needed: impl Fn(Name) -> bool,
     ) {
@@ -66,11 +68,22 @@ impl Activation {
             let Some(class) = interfaces.class(name) else { continue };
             let uplink = *turn.settings.uplink(interfaces.spoken(name), class);
             let wanted = !hands_off && (uplink.standby == Standby::Up || needed(name));
-            self.tend(turn, name, class, &uplink, interfaces.readiness(name), wanted);
+            let spare = !wanted && settled;
+            self.tend(turn, name, class, &uplink, interfaces.readiness(name), wanted, spare);
         }
     }
 
-    fn tend(&mut self, turn: &mut Turn, name: Name, class: Class, uplink: &Uplink, readiness: Readiness, wanted: bool) {
+    #[allow(clippy::too_many_arguments)]
+    fn tend(
+        &mut self,
+        turn: &mut Turn,
+        name: Name,
+        class: Class,
+        uplink: &Uplink,
+        readiness: Readiness,
+        wanted: bool,
+        spare: bool,
+    ) {
         let now = turn.now;
         let entry = self.entries.entry(name).or_insert(Entry {
             state: State::Resting { until: now + FIRST_ASK },
@@ -84,7 +97,7 @@ impl Activation {
             entry.ours = false;
         }
         match (readiness, entry.state) {
-            (Readiness::Ready, _) if !wanted && entry.ours => {
+            (Readiness::Ready, _) if spare && entry.ours => {
                 *entry = Entry { state: State::Resting { until: now }, failures: 0, ours: false };
                 turn.ask(Action::Deactivate { interface: name });
             }

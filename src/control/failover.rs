@@ -327,6 +327,15 @@ impl Failover {
         }
     }
 
+    /// A session is open, or none is wanted: which interfaces are needed will not change in a moment.
+    pub fn is_settled(&self) -> bool {
+        match &self.walk {
+            Walk::Resting => true,
+            Walk::Waiting { .. } | Walk::Trying { .. } => false,
+            Walk::Serving(serving) => serving.session.settled,
+        }
+    }
+
     /// A whole round has failed since the last session.
     pub fn has_failed(&self) -> bool {
         self.failed_rounds > 0

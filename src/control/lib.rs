@@ -140,7 +140,8 @@ impl Control {
         };
         let hands_off = self.failover.intent == Intent::Idle;
         let needed = needed(&self.failover, &self.interfaces, &walk, self.settings.failback);
-        self.activation.step(&mut turn, event, &self.interfaces, hands_off, |name| needed.contains(&name));
+        let settled = self.failover.is_settled();
+        self.activation.step(&mut turn, event, &self.interfaces, settled, hands_off, |name| needed.contains(&name));
         let mut ground = Ground {
             turn: &mut turn,
             event,

@@ -118,7 +118,9 @@ impl World {
 
     fn next_fault(&mut self) {
         let mean = 3_600_000 / self.plan.faults_per_hour;
-        let delay = self.dice.between(0, 2 * mean);
+        // Mostly close together; now and then there is a pause long enough to see what comes of it.
+        let most = if self.dice.chance(200) { 6 * mean } else { mean };
+        let delay = self.dice.between(0, most);
         self.after(delay, What::Fault);
     }
 

@@ -158,6 +158,7 @@ pub struct World {
     channel: VecDeque<Event>,
     busy_until: u64,
     performed: u64,
+    dialled: u64,
     told: [u64; 5],
     saved: Saved,
     last_attempt: u64,
@@ -195,6 +196,7 @@ impl World {
             channel: VecDeque::new(),
             busy_until: 0,
             performed: 0,
+            dialled: 0,
             told: [0; 5],
             saved: Saved::default(),
             last_attempt: 0,
@@ -358,6 +360,7 @@ impl World {
         self.channel.clear();
         self.told = [self.now; 5];
         self.performed = self.now;
+        self.dialled = self.now;
         let runs = self.store.unreleased();
         let released = runs.first().map_or(self.highest_seq, |r| r.start() - 1);
         let unreleased = Unreleased { runs, highest: self.highest_seq };
@@ -408,17 +411,24 @@ impl World {
             return;
         }
         // Most of the time the adapters are quick.
-        let delay = if self.dice.chance(30) { self.dice.between(1, 30) } else { 0 };
+        let delay = if self.dice.chance(20) { self.dice.spread(1, 30) } else { 0 };
         self.performed = self.performed.max(self.now + delay);
+        // What makes and ends connections is slower now and then: then late answers come.
+        let delay = if self.dice.chance(50) { self.dice.spread(1, 1500) } else { 0 };
+        self.dialled = self.dialled.max(self.performed).max(self.now + delay);
         for action in actions {
             self.count(&action);
             if let Action::Save(saved) = action {
                 // The one thing that is waited for.
                 self.saved = saved;
-            } else if self.performed <= self.now {
+                continue;
+            }
+            let dials = matches!(action, Action::Dial { .. } | Action::Connect { .. } | Action::HangUp { .. });
+            let at = if dials { self.dialled } else { self.performed };
+            if at <= self.now {
                 self.perform(action);
             } else {
-                let (at, life) = (self.performed, self.life);
+                let life = self.life;
                 self.at(at, What::Perform(life, action));
             }
         }

@@ -95,8 +95,12 @@ const DIALS_IN_TEN_SECONDS: usize = 80;
 const METERED_SPARES_AN_HOUR: usize = 40;
 /// Deadlines served in any second, at most: more is a heart that spins.
 const DEADLINES_A_SECOND: usize = 60;
-/// Every wait for a path or for the server is shorter, and every walk through dead interfaces.
-const WAITS_ARE_OVER: u64 = 300_000;
+/// The longest wait for a server is shorter, and a dial through a dead interface.
+const WAITS_ARE_OVER: u64 = 140_000;
+const DIAL_IS_OVER: u64 = 25_000;
+/// The longest waits, by cause: a path, a server, or one that does not believe us.
+const LONGEST_WAIT: u64 = 129_000;
+const LONGEST_SLOW_WAIT: u64 = 3_601_000;
 /// A dial or a spare that is neither session nor gone after this long has been forgotten.
 const FORGOTTEN: u64 = 75_000;
 
@@ -284,7 +288,12 @@ impl World {
             return Some("no session, and no deadline".into());
         }
         if wanted && session.is_none() && self.should_be_online() {
-            return Some("a healthy path and a healthy cloud for five minutes, and no session".into());
+            return Some("a healthy path and a healthy cloud for minutes, and no session".into());
+        }
+        let slow = matches!(o.last_blame, Some(Blame::Credentials | Blame::Identity));
+        let longest = if slow { LONGEST_SLOW_WAIT } else { LONGEST_WAIT };
+        if session.is_none() && status.next_attempt.is_some_and(|at| at.as_millis() > now + longest) {
+            return Some("the next attempt is too far away".into());
         }
         let o = &self.oracle;
         if o.held && o.via.is_none() && session.is_some() && now > o.commanded + 11_000 {
@@ -319,7 +328,9 @@ impl World {
     fn should_be_online(&self) -> bool {
         let now = self.now;
         let o = &self.oracle;
-        let well = |since: u64| since != u64::MAX && now > since + WAITS_ARE_OVER;
+        let ways = self.nets.len() as u64 * u64::from(o.settings.servers);
+        let over = WAITS_ARE_OVER + ways * DIAL_IS_OVER;
+        let well = |since: u64| since != u64::MAX && now > since + over;
         let way = |net: &super::network::Net| {
             let told = o.told.get(&net.device).copied().unwrap_or_default();
             net.usable() && well(net.path.healthy_since) && well(told.unfit_at) && !told.by_user
@@ -329,7 +340,7 @@ impl World {
             && well(o.started.max(o.ended).max(o.slow_until))
             && well(o.commanded)
             && !slow
-            && !o.recently_stalled(now, WAITS_ARE_OVER)
+            && !o.recently_stalled(now, over)
             && self.nets.iter().any(way)
     }
 
@@ -504,7 +515,7 @@ impl World {
             return None;
         }
         let status = self.control()?.status();
-        let best = status.uplinks.first().map(|u| u.interface);
+        let best = status.uplinks.iter().find(|u| u.usable).map(|u| u.interface);
         let o = &mut self.oracle;
         if o.refused_since.is_none() {
             (o.refused_since, o.refused_others, o.refused_dials) = (Some(now), 0, 0);
