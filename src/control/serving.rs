@@ -15,7 +15,7 @@ use crate::backoff::GOOD_SESSION;
 use crate::event::{Event, Request, Step, Version};
 use crate::failover::{CONNACK_LIMIT, Failover, Ground, Intent, Line, View, Walk};
 use crate::interfaces::Readiness;
-use crate::name::Name;
+use crate::name::{Class, Name};
 use crate::reason::{Blame, Reason};
 use crate::round::{Candidate, From, Round, better_than};
 use crate::session::{Due, Session, Silence};
@@ -28,6 +28,8 @@ use crate::turn::Turn;
 const FLUSH_LIMIT: Duration = Duration::from_secs(10);
 /// A CONNECT that was given up may still reach the server this much later, and take our own session over.
 const ECHO: Duration = Duration::from_secs(60);
+/// A suspect that nothing could rescue: how soon everything is tried again.
+const SWEEP_AGAIN: Duration = Duration::from_secs(5);
 /// Spares opened on suspicion over metered interfaces, at most per hour: each costs a handshake.
 const METERED_RESCUES: u32 = 12;
 const HOUR: Duration = Duration::from_secs(3600);
@@ -50,6 +52,8 @@ pub struct Serving {
     good: bool,
     /// Suspicion raised, and not yet answered.
     suspected: bool,
+    /// When the last interface that might have rescued it had failed.
+    swept: Option<Instant>,
 }
 
 impl Serving {
@@ -64,7 +68,7 @@ impl Serving {
     ) -> Serving {
         let now = g.turn.now;
         let uplink = g.uplink(candidate.interface);
-        let session = Session::open(
+        let mut session = Session::open(
             now,
             candidate.attempt,
             candidate.interface,
@@ -75,7 +79,14 @@ impl Serving {
             &uplink,
             g.reach.vain(now, candidate.interface),
         );
-        Serving { session, spare: Spare::None, via, leaving: None, good: false, suspected: false }
+        // CONNACK is the first answer, and the first sample: an idle session has no other when it is first used.
+        session.round_trip.sample(CONNACK_LIMIT.saturating_sub(candidate.deadline.since(now)));
+        Serving { session, spare: Spare::None, via, leaving: None, good: false, suspected: false, swept: None }
+    }
+
+    /// When the interfaces that failed to rescue a suspect are tried again.
+    fn sweep_due(&self) -> Option<Instant> {
+        self.swept.filter(|_| self.suspected && self.spare == Spare::None).map(|at| at + SWEEP_AGAIN)
     }
 
     /// `disconnect` without force: leaves once everything is through, or after the limit.
@@ -173,6 +184,7 @@ impl Failover {
         let mut consider = |at: Option<Instant>| deadline = at.map_or(deadline, |at| deadline.min(at));
         consider(serving.spare.deadline());
         consider(serving.leaving.map(|l| l.until));
+        consider(serving.sweep_due().filter(|at| *at > view.now));
         consider((!serving.good).then_some(serving.session.opened + GOOD_SESSION));
         consider(self.linger_ends(view.settings.mode).filter(|at| *at > view.now));
         if serving.spare == Spare::None && serving.session.settled {
@@ -209,18 +221,16 @@ impl Failover {
         }
         match *g.event {
             Event::Closed { attempt, reason, heard } if attempt == session.attempt => return Some((reason, heard)),
-            Event::Heard { attempt } | Event::Rejected { attempt, .. } if attempt == session.attempt => {
-                session.heard(now);
-            }
+            Event::Heard { attempt } if attempt == session.attempt => session.heard(now),
             Event::Ponged { attempt } if attempt == session.attempt => {
                 session.ponged(now);
                 session.heard(now);
             }
             Event::Acked { attempt, .. } if attempt == session.attempt => {
+                // No sign of life by itself: a message of QoS 0 counts as acknowledged when the kernel has it.
                 if let Some(sample) = g.flow.sample {
                     session.answered(now, sample);
                 }
-                session.heard(now);
             }
             _ => {}
         }
@@ -384,7 +394,11 @@ impl Failover {
     fn open_spare(&mut self, g: &mut Ground, serving: &mut Serving, interface: Name, purpose: Purpose) {
         let attempt = g.turn.number();
         g.turn.ask(Action::Dial { interface, server: serving.session.server, attempt });
-        serving.spare = Spare::Dialling { interface, attempt, deadline: g.turn.now + SPARE_LIMIT, purpose };
+        let limit = match &purpose {
+            Purpose::Failback { .. } | Purpose::Visit { .. } => SPARE_LIMIT,
+            Purpose::Rescue { .. } => rescue_limit(g.interfaces.class(interface)),
+        };
+        serving.spare = Spare::Dialling { interface, attempt, deadline: g.turn.now + limit, purpose };
     }
 
     fn spare_failed(&mut self, g: &mut Ground, serving: &mut Serving, name: Name, reason: Reason, hang_up: bool) {
@@ -479,8 +493,11 @@ impl Failover {
                 self.accuse(g, serving);
                 None
             }
-            // Every rescue failed, but another way has just come up.
-            Silence::Suspect | Silence::Guilty if serving.spare == Spare::None && !g.hope.is_empty() => {
+            // Every rescue failed, but another way has just come up, or it is time to try them all again.
+            Silence::Suspect | Silence::Guilty
+                if serving.spare == Spare::None
+                    && (!g.hope.is_empty() || serving.sweep_due().is_some_and(|at| now >= at)) =>
+            {
                 self.rescue(g, serving, Vec::new());
                 None
             }
@@ -537,7 +554,10 @@ impl Failover {
                 && !tried.contains(name)
                 && !(spent && g.interfaces.metered(*name, g.turn.settings))
         };
-        let Some(name) = round.rest.into_iter().find(fits) else { return };
+        let Some(name) = round.rest.into_iter().find(fits) else {
+            serving.swept = Some(now);
+            return;
+        };
         if g.interfaces.metered(name, g.turn.settings) {
             self.rescues += 1;
         }
@@ -620,5 +640,13 @@ impl Failover {
 fn note_return(g: &mut Ground, spare: &Spare) {
     if let Spare::Moving { interface, purpose: Purpose::Failback { .. }, .. } = spare {
         g.reach.returned(g.turn.now, *interface);
+    }
+}
+
+/// How long a rescue may take before the next interface is tried: several may have died together.
+fn rescue_limit(class: Option<Class>) -> Duration {
+    match class {
+        Some(Class::Cell) => Duration::from_secs(4),
+        Some(Class::Ethernet | Class::Wifi) | None => Duration::from_secs(2),
     }
 }

@@ -606,7 +606,10 @@ impl World {
                 self.tell(Source::Cloud, 0, Event::Heard { attempt });
                 self.tell(Source::Cloud, 0, Event::Settled { attempt });
             }
-            Down::Acked(seq) => self.tell(Source::Cloud, 0, Event::Acked { attempt, seq: Seq(seq) }),
+            Down::Acked(seq) => {
+                self.tell(Source::Cloud, 0, Event::Acked { attempt, seq: Seq(seq) });
+                self.tell(Source::Cloud, 0, Event::Heard { attempt });
+            }
             Down::Rejected(seq) => self.tell(Source::Cloud, 0, Event::Rejected { attempt, seq: Seq(seq) }),
             Down::Pong => self.tell(Source::Cloud, 0, Event::Ponged { attempt }),
             Down::Command => self.tell(Source::Cloud, 0, Event::Heard { attempt }),

@@ -290,7 +290,9 @@ impl World {
         if wanted && session.is_none() && self.should_be_online() {
             return Some("a healthy path and a healthy cloud for minutes, and no session".into());
         }
-        let slow = matches!(o.last_blame, Some(Blame::Credentials | Blame::Identity));
+        // A server may take the identity away without a word; then the heart has read it from the pattern.
+        let read = status.last_outage.map(|outage| outage.last_reason.blame());
+        let slow = [o.last_blame, read].iter().any(|b| matches!(b, Some(Blame::Credentials | Blame::Identity)));
         let longest = if slow { LONGEST_SLOW_WAIT } else { LONGEST_WAIT };
         if session.is_none() && status.next_attempt.is_some_and(|at| at.as_millis() > now + longest) {
             return Some("the next attempt is too far away".into());
