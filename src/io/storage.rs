@@ -23,6 +23,10 @@ use crate::outbox::{AppendError, Limits, Outbox, Recovered, replace_file};
 
 /// How often a failing store is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// What was released must not come back for long after a crash: the cursor is written this soon, and sooner when
+/// nothing is left. While the cloud answers nothing is stored, so this costs nothing.
+const FORGET_WITHIN: Duration = Duration::from_secs(1);
+const FORGET_ALL_WITHIN: Duration = Duration::from_millis(50);
 /// Jobs that share one sync, at most, so that the first of them does not wait for ever.
 const TOGETHER_MAX: usize = 1024;
 
@@ -79,6 +83,7 @@ impl Storage {
             waiting: VecDeque::new(),
             highest_asked: Seq(0),
             unsynced: None,
+            released: None,
             failing: None,
             finishing: false,
             corridor,
@@ -97,6 +102,8 @@ struct Worker {
     highest_asked: Seq,
     /// In the outbox, not yet durable: the highest, and since when.
     unsynced: Option<(Seq, Instant)>,
+    /// Stored messages were released since then, and the disk does not know.
+    released: Option<Instant>,
     /// The store fails; whether because it is full.
     failing: Option<bool>,
     finishing: bool,
@@ -142,8 +149,13 @@ impl Worker {
         if self.failing.is_some() {
             return Some(RETRY);
         }
-        let (_, since) = self.unsynced?;
-        Some(interval.unwrap_or_default().saturating_sub(since.elapsed()))
+        let commit = self.unsynced.map(|(_, since)| interval.unwrap_or_default().saturating_sub(since.elapsed()));
+        let forget = self.released.map(|since| self.forget_within().saturating_sub(since.elapsed()));
+        commit.into_iter().chain(forget).min()
+    }
+
+    fn forget_within(&self) -> Duration {
+        if self.outbox.messages() == 0 { FORGET_ALL_WITHIN } else { FORGET_WITHIN }
     }
 
     fn take(&mut self, job: StoreJob) {
@@ -162,7 +174,11 @@ impl Worker {
             StoreJob::Finish => self.finishing = true,
             StoreJob::Release(through) => {
                 self.waiting.retain(|body| body.seq > through);
+                let before = self.outbox.messages();
                 self.outbox.release(through);
+                if self.outbox.messages() < before {
+                    self.released.get_or_insert_with(Instant::now);
+                }
                 if self.outbox.messages() == 0 {
                     self.figures.oldest_accepted.store(0, Ordering::Relaxed);
                 }
@@ -214,7 +230,9 @@ impl Worker {
     }
 
     fn sync_due(&self, interval: Option<Duration>) -> bool {
+        let forget = self.released.is_some_and(|since| since.elapsed() >= self.forget_within());
         match (self.unsynced, interval) {
+            _ if forget => true,
             (None, _) => self.failing.is_some(),
             (Some((_, since)), Some(interval)) => since.elapsed() >= interval,
             (Some(_), None) => true,
@@ -225,6 +243,7 @@ impl Worker {
         if let Err(error) = self.outbox.sync() {
             return self.fail(error.kind() == io::ErrorKind::StorageFull, &error);
         }
+        self.released = None;
         if let Some((through, _)) = self.unsynced.take() {
             self.corridor.stored(through);
             self.tell(Event::Stored { through });
