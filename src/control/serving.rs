@@ -74,6 +74,7 @@ impl Serving {
             keep_alive,
             &uplink,
             g.reach.vain(now, candidate.interface),
+            g.reach.lateness(candidate.interface),
         );
         Serving { session, spare: Spare::None, via, leaving: None, good: false, suspected: false }
     }
@@ -223,6 +224,9 @@ impl Failover {
                 session.heard(now);
             }
             _ => {}
+        }
+        if session.lateness != g.reach.lateness(session.interface) {
+            g.reach.late(session.interface, session.lateness);
         }
         if matches!(
             g.event,
