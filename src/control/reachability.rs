@@ -37,6 +37,8 @@ pub struct Evidence {
     trials_failed: u32,
     vain: u32,
     last_vain: Option<Instant>,
+    /// How late the latest answer through it came, and when: what a new session on it is told.
+    lateness: Option<(Instant, Duration)>,
 }
 
 /// Everything known, by interface.
@@ -90,6 +92,16 @@ impl Reachability {
     /// How often it was suspected in vain lately.
     pub fn vain(&self, now: Instant, name: Name) -> u32 {
         self.evidence.get(&name).map_or(0, |e| e.vain_at(now))
+    }
+
+    /// An answer through it came so late.
+    pub fn late(&mut self, name: Name, lateness: Option<(Instant, Duration)>) {
+        self.entry(name).lateness = lateness;
+    }
+
+    /// How late the latest answer through it came.
+    pub fn lateness(&self, name: Name) -> Option<(Instant, Duration)> {
+        self.evidence.get(&name).and_then(|e| e.lateness)
     }
 
     /// Why the last try through it failed, unless one succeeded since.

@@ -78,6 +78,7 @@ impl Serving {
             keep_alive,
             &uplink,
             g.reach.vain(now, candidate.interface),
+            g.reach.lateness(candidate.interface),
         );
         // CONNACK is the first answer, and the first sample: an idle session has no other when it is first used.
         session.round_trip.sample(CONNACK_LIMIT.saturating_sub(candidate.deadline.since(now)));
@@ -233,6 +234,9 @@ impl Failover {
                 }
             }
             _ => {}
+        }
+        if session.lateness != g.reach.lateness(session.interface) {
+            g.reach.late(session.interface, session.lateness);
         }
         if matches!(
             g.event,

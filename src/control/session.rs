@@ -121,7 +121,7 @@ pub struct Session {
     ping_limits: [Duration; 2],
     extra_margin: Duration,
     /// How much later than expected the latest answer came in the last while, and when.
-    lateness: Option<(Instant, Duration)>,
+    pub lateness: Option<(Instant, Duration)>,
 }
 
 fn extra_margin(vain: u32) -> Duration {
@@ -142,6 +142,7 @@ impl Session {
         keep_alive: Duration,
         uplink: &Uplink,
         vain: u32,
+        lateness: Option<(Instant, Duration)>,
     ) -> Session {
         // Three quarters leave the server time before its own one and a half keep alives.
         let by_keep_alive = keep_alive.saturating_mul(3) / 4;
@@ -171,7 +172,7 @@ impl Session {
             speak_after: (!keep_alive.is_zero()).then_some(by_keep_alive),
             ping_limits: uplink.ping_limits,
             extra_margin: extra_margin(vain),
-            lateness: None,
+            lateness,
         }
     }
 

@@ -715,7 +715,9 @@ impl World {
             }
         }
         if self.broker.well() {
-            self.broker.healthy_since = self.now;
+            // One that refuses without a word needs another round to be understood.
+            let puzzle = if self.broker.curt { 140_000 } else { 0 };
+            self.broker.healthy_since = self.now + puzzle;
         }
     }
 

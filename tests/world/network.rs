@@ -48,12 +48,14 @@ pub struct Net {
 #[derive(Debug)]
 pub struct Manager {
     pub running: bool,
+    /// Devices that vanished while it was away: it says so when it is back.
+    vanished: Vec<Name>,
     pub unwilling: bool,
 }
 
 impl Default for Manager {
     fn default() -> Manager {
-        Manager { running: true, unwilling: false }
+        Manager { running: true, vanished: Vec::new(), unwilling: false }
     }
 }
 
@@ -405,6 +407,8 @@ impl World {
             if self.manager.running {
                 let delay = self.dice.between(1, 500);
                 self.tell(Source::NetworkManager, delay, Event::DeviceGone { interface: device });
+            } else {
+                self.manager.vanished.push(device);
             }
             return;
         }
@@ -439,11 +443,12 @@ impl World {
         }
         self.manager.running = true;
         self.tell(Source::NetworkManager, 0, Event::NetworkManagerChanged { running: true });
+        for interface in std::mem::take(&mut self.manager.vanished) {
+            self.tell(Source::NetworkManager, 0, Event::DeviceGone { interface });
+        }
         for index in 0..self.nets.len() {
             let net = &self.nets[index];
             if !net.present {
-                let device = net.device;
-                self.tell(Source::NetworkManager, 0, Event::DeviceGone { interface: device });
                 continue;
             }
             if !net.signal && matches!(net.stage, Stage::Activated | Stage::Activating(_)) {

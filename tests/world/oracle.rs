@@ -383,8 +383,8 @@ impl World {
         }
         if self.plan.profile == Profile::Lossy {
             self.oracle.false_moves += 1;
-            let hours = (now / 3_600_000 + 1) as u32;
             if self.oracle.false_moves > self.oracle.false_moves_allowed {
+                let hours = now / 3_600_000 + 1;
                 return Some(format!("{} moves for nothing in {hours} hours of loss", self.oracle.false_moves));
             }
         }
