@@ -21,6 +21,7 @@ use switchback::io::cloud::{Cloud, Greeting};
 use switchback::io::storage::{self, SavedFile};
 use switchback::io::{EVENTS_MAX, clock, control_socket, dbus, network_manager, rtnetlink, status_page, systemd};
 use switchback::journal::Journal;
+use switchback::outbox::{Damage, Why};
 use switchback::picture::Picture;
 use switchback::uplinks::Uplinks;
 use tokio::sync::{broadcast, mpsc};
@@ -98,9 +99,7 @@ async fn serve(config: Config, places: &Places) -> io::Result<()> {
     let boot_id = clock::boot_id();
     let (store, recovered, jobs) =
         storage::open(&places.state, &config.outbox).map_err(|e| explain_store(&places.state, e))?;
-    for damage in &recovered.damaged {
-        log::warn!("outbox: {damage:?}");
-    }
+    recovered.damaged.iter().for_each(tell_damage);
     let saved = Arc::new(SavedFile::new(&places.state, &boot_id));
     let start = saved.next_start().map_err(|e| explain_store(&places.state, e))?;
     let black_box = BlackBox::open(&places.state);
@@ -170,6 +169,22 @@ async fn finish(store: std::thread::JoinHandle<()>) {
     let joined = tokio::task::spawn_blocking(move || store.join());
     if tokio::time::timeout(std::time::Duration::from_secs(10), joined).await.is_err() {
         log::error!("the outbox's disk is too slow; messages not yet acknowledged may be lost");
+    }
+}
+
+/// What the outbox found, in a sentence. The trace of a power cut is no loss.
+fn tell_damage(damage: &Damage) {
+    let (file, after, before) = (damage.file.display(), damage.after, damage.before);
+    match &damage.why {
+        Why::Unfinished => {
+            log::info!("outbox: {file}: the last write was cut short; nothing that was promised is missing")
+        }
+        Why::Lost => log::error!("outbox: {file}: the disk lost messages between number {after} and {before}"),
+        Why::SetAside => log::error!("outbox: {file} holds nothing readable and was set aside"),
+        Why::Unreadable(why) => {
+            log::error!("outbox: {file} cannot be read now ({why}); it is tried again at the next start")
+        }
+        Why::CursorLost => log::warn!("outbox: {file} was damaged; some messages may be sent again"),
     }
 }
 

@@ -63,7 +63,7 @@ pub enum AppendError {
         /// What would be taken.
         limit: u64,
     },
-    /// Its seq is not above `highest`: used before, released, or zero.
+    /// Its seq is not above `highest`: used before, released, or zero. Or it is the largest number there is.
     NotAscending {
         /// The highest seq so far.
         highest: Seq,

@@ -149,7 +149,7 @@ impl<D: Disk> Outbox<D> {
     /// # Errors
     /// See [`AppendError`]; what was appended before stays as it was.
     pub fn append(&mut self, record: &Record) -> Result<(), AppendError> {
-        if record.seq.0 <= self.highest {
+        if record.seq.0 <= self.highest || record.seq.0 == u64::MAX {
             return Err(AppendError::NotAscending { highest: Seq(self.highest) });
         }
         let content = record::encode_content(record);

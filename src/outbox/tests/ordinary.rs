@@ -83,6 +83,10 @@ fn what_cannot_be_taken_is_refused_with_the_reason() {
     let (mut outbox, _) = open(dir.path(), SMALL);
     assert!(matches!(outbox.append(&record(0)), Err(AppendError::NotAscending { highest: Seq(0) })));
     assert!(matches!(outbox.append(&sized(1, 3000)), Err(AppendError::TooLarge { limit: 3000, .. })));
+    assert!(matches!(
+        outbox.append(&Record { seq: Seq(u64::MAX), ..record(1) }),
+        Err(AppendError::NotAscending { .. })
+    ));
     outbox.append(&record(1)).unwrap();
     assert!(matches!(outbox.append(&record(1)), Err(AppendError::NotAscending { highest: Seq(1) })));
     outbox.release(Seq(7));
