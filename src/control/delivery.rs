@@ -103,16 +103,24 @@ impl Delivery {
         }
     }
 
-    /// Takes the event in; `late` is how long the cloud may take before a message goes to the store.
-    pub fn step(&mut self, turn: &mut Turn, event: &Event) {
+    /// Takes an answer of the server in, before anything becomes of its connection: an answer that ends the waiting for
+    /// a move or a farewell counts all the same.
+    pub fn answered(&mut self, turn: &mut Turn, event: &Event) {
         match event {
-            Event::Offered { ticket, size } => self.offered(turn, *ticket, *size),
-            Event::Acked { attempt, seq } if self.on_line(*attempt) => self.acked(turn, *seq),
+            Event::Acked { attempt, seq } if self.awaits(*attempt, *seq) => self.acked(turn, *seq),
             Event::Rejected { attempt, seq } if self.awaits(*attempt, *seq) => {
                 self.rejected += 1;
                 turn.ask(Action::SetAside { seq: *seq });
                 self.acked(turn, *seq);
             }
+            _ => {}
+        }
+    }
+
+    /// Takes the event in; `late` is how long the cloud may take before a message goes to the store.
+    pub fn step(&mut self, turn: &mut Turn, event: &Event) {
+        match event {
+            Event::Offered { ticket, size } => self.offered(turn, *ticket, *size),
             Event::Stored { through } => self.stored(turn, *through),
             Event::StorageFailed { full } => self.store = if *full { Store::Full } else { Store::Fails },
             Event::StorageHealed => {

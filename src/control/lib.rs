@@ -156,6 +156,7 @@ impl Control {
         self.failover.step(&mut ground);
         let line = ground.line;
         self.delivery.set_late(self.settings.late, self.failover.session().and_then(|s| s.round_trip.smoothed()));
+        self.delivery.answered(&mut turn, event);
         match line {
             Some(Line::Open { attempt, window }) => self.delivery.open(&mut turn, attempt, window),
             Some(Line::Shut) => self.delivery.shut(),

@@ -230,7 +230,7 @@ impl Failover {
             Event::Acked { attempt, .. } if attempt == session.attempt => {
                 // No sign of life by itself: a message of QoS 0 counts as acknowledged when the kernel has it.
                 if let Some(sample) = g.flow.sample {
-                    session.answered(now, sample);
+                    session.acked(now, sample);
                 }
             }
             _ => {}
@@ -483,6 +483,10 @@ impl Failover {
     fn suspicion(&mut self, g: &mut Ground, serving: &mut Serving) -> Option<Walk> {
         let now = g.turn.now;
         if serving.leaving.is_some() {
+            return None;
+        }
+        if matches!(g.event, Event::Acked { attempt, .. } if *attempt == serving.session.attempt) {
+            // Whether bytes came in with it is told next.
             return None;
         }
         match serving.session.silence(now, g.flow.oldest_sent) {

@@ -20,6 +20,8 @@ pub const MOVE_MARGIN: Duration = Duration::from_millis(500);
 const MARGIN_MAX: Duration = Duration::from_secs(4);
 /// The latest answer is remembered this long: a path without loss for so long is suspected readily again.
 const LATENESS_KEPT: Duration = Duration::from_secs(300);
+/// What the adapter tells of one read arrives within this long.
+const TOGETHER: Duration = Duration::from_millis(20);
 /// An answer later than expected by less than this is no sign of loss.
 const LATENESS_LEAST: Duration = Duration::from_millis(20);
 /// Retransmission timeout before the first sample (RFC 6298, 2.1).
@@ -110,6 +112,8 @@ pub struct Session {
     /// After a long pause: ask at once.
     check: bool,
     asked: Asked,
+    /// An acknowledgement that may have come from the server, or from our own kernel.
+    acked: Option<(Instant, Duration)>,
     /// The oldest ping that is still unanswered.
     pinged: Option<Instant>,
     /// The server has answered a question asked then: what was sent before reached it, and is slow, not lost.
@@ -165,6 +169,7 @@ impl Session {
             excused: now,
             check: false,
             asked: Asked::No,
+            acked: None,
             pinged: None,
             reached: Instant::default(),
             ping_after,
@@ -176,8 +181,19 @@ impl Session {
         }
     }
 
+    /// A message was acknowledged after so long: a sample, if bytes turn out to have come in with it.
+    pub fn acked(&mut self, now: Instant, sample: Duration) {
+        let longest = self.acked.filter(|(at, _)| *at == now).map_or(sample, |(_, known)| known.max(sample));
+        self.acked = Some((now, longest));
+    }
+
     /// Bytes came in.
     pub fn heard(&mut self, now: Instant) {
+        if let Some((at, sample)) = self.acked.take()
+            && now.since(at) < TOGETHER
+        {
+            self.answered(now, sample);
+        }
         self.last_inbound = now;
         self.asked = Asked::No;
     }
@@ -196,7 +212,7 @@ impl Session {
     }
 
     /// An answer came after so long. One that is later than expected tells of loss (R-LV-6).
-    pub fn answered(&mut self, now: Instant, sample: Duration) {
+    fn answered(&mut self, now: Instant, sample: Duration) {
         if self.round_trip.smoothed().is_some() {
             self.late(now, sample.saturating_sub(self.round_trip.timeout()));
         }

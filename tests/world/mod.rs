@@ -407,7 +407,10 @@ impl World {
             self.account_requests();
             // Nothing is heard after that; what was asked before it is done.
             self.performed = self.now;
-            actions.into_iter().for_each(|action| self.perform(action));
+            for action in actions {
+                self.count(&action);
+                self.perform(action);
+            }
             return;
         }
         // Most of the time the adapters are quick.

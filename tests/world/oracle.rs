@@ -331,7 +331,9 @@ impl World {
         let now = self.now;
         let o = &self.oracle;
         let ways = self.nets.len() as u64 * u64::from(o.settings.servers);
-        let over = WAITS_ARE_OVER + ways * DIAL_IS_OVER;
+        // Who refuses in the server's name is believed for a while: other paths are looked at every five minutes only.
+        let refused = self.nets.iter().any(|n| n.path.mode == super::cloud::Mode::Refused);
+        let over = WAITS_ARE_OVER + ways * DIAL_IS_OVER + if refused { 430_000 } else { 0 };
         let well = |since: u64| since != u64::MAX && now > since + over;
         let way = |net: &super::network::Net| {
             let told = o.told.get(&net.device).copied().unwrap_or_default();
