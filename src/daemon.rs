@@ -169,11 +169,22 @@ impl Daemon {
             Action::Release { through } => corridor.release(through),
             Action::SetAside { seq } => corridor.set_aside(seq),
             Action::Answer { request, outcome } => self.desk.settle(request, outcome),
-            // Nobody listening is no error.
-            Action::Notify(notice) => drop(self.notices.send(notice)),
+            Action::Notify(notice) => self.tell(notice),
             Action::Exit => return false,
         }
         true
+    }
+
+    /// Tells whoever listens; nobody listening is no error. An outage that is over is told to the cloud as well, as a
+    /// message like any other, so that it is kept until the cloud has it (R-DG-6).
+    fn tell(&self, notice: Notice) {
+        let _ = self.notices.send(notice);
+        if notice == Notice::Restored
+            && let Some(draft) = self.picture.outage_report(&self.control)
+        {
+            let corridor = self.hands.corridor.clone();
+            tokio::spawn(async move { corridor.offer(draft).await });
+        }
     }
 
     /// Makes the value durable before going on, but lets no slow card stop a switch. Says why it could not.

@@ -205,7 +205,7 @@ fn say(sentence: &str, after: &Summary) {
 
 fn warn(notice: Notice) {
     let lost = |what: &str, reason: Reason| {
-        log::warn!(SWITCHBACK_REASON = reason.as_str(); "{what}: {reason}");
+        log::warn!(SWITCHBACK_REASON = reason.as_str(); "{what}: {}", in_words(reason));
     };
     match notice {
         Notice::Lost { reason } => lost("connection lost", reason),

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use crate::api::{self, Live, LiveOutbox, LiveSession, LiveUplink, WallClock};
 use crate::config::{Config, Server};
+use crate::corridor::Draft;
 use crate::daemon::Hands;
 use crate::io::clock;
 use crate::io::storage::StoreFigures;
@@ -71,6 +72,19 @@ impl Picture {
         let status = control.status();
         let live = self.live(&status, hands);
         api::status_document(&status, &live, WallClock { now: clock::now(), wall_ms: clock::wall().as_millisecond() })
+    }
+
+    /// What the cloud is told of the outage that has just ended; nothing without `cloud.base`.
+    pub fn outage_report(&self, control: &Control) -> Option<Draft> {
+        let base = Some(&self.config.cloud.base).filter(|base| !base.is_empty())?;
+        let status = control.status();
+        let clock = WallClock { now: clock::now(), wall_ms: clock::wall().as_millisecond() };
+        let mut report = api::status_document(&status, &Live::default(), clock).remove("last_outage")?;
+        let report = report.as_object_mut()?;
+        report.insert("queued".into(), status.delivery.messages.into());
+        report.insert("dropped".into(), 0.into());
+        let payload = serde_json::to_vec(report).ok()?;
+        Some(Draft { topic: format!("{base}/outage"), payload, qos: 1, retain: false, properties: Vec::new() })
     }
 
     fn live(&self, status: &switchback_control::Status, hands: &Hands) -> Live {

@@ -113,6 +113,27 @@ def test_what_the_cloud_sees_of_the_gateway(online):
     assert told("status")[-1]["state"] != "online"
 
 
+def test_an_outage_is_told_to_the_cloud_once_it_is_over(online):
+    online.broker_kill()
+    online.wait_status(lambda now: not now["connected"], 5, "the daemon to notice")
+    online.broker_start()
+    online.wait_online("eth", within=10)
+
+    def reports():
+        return [json.loads(line["payload"]) for line in recorded(online) if line["topic"].endswith("/outage")]
+    report = wait_for(reports, 10, "a report of the outage")[-1]
+    assert report["first_cause"] in ("server-shut-down", "reset") and report["ended"] and report["gap_ms"] > 0
+    assert {"began", "last_reason", "attempts", "uplinks_tried", "queued", "dropped"} <= set(report)
+
+
+def test_a_twin_with_our_identity_is_not_fought(online):
+    # The twin comes back at once whenever it is thrown out, as mosquitto_sub does.
+    online.run("cloud", "timeout 12 mosquitto_sub -V 5 -h 127.0.0.1 -i lab-gateway -t none", check=False)
+    assert "another client uses our cloud.client_id" in online.daemon_log(200)
+    last = online.status()["last_outage"]
+    assert last["last_reason"] == "session-taken-over" and last["attempts"] < 20
+
+
 def recorded(lab):
     lines = lab.path(lab.recording_file).read_text().splitlines()
     return [line for line in map(json.loads, lines) if "topic" in line]
