@@ -107,7 +107,7 @@ impl World {
         if self.plan.profile == Profile::Lossy {
             // One kind of loss for the whole run: what R-LV-8 speaks of.
             let loss = *self.dice.pick(&[10, 20, 50, 50]);
-            self.oracle.false_moves_allowed = if loss > 20 { 6 } else { 1 };
+            self.oracle.false_moves_allowed = if loss > 20 { 6 } else { 2 };
             for net in &mut self.nets {
                 net.path.loss = loss;
                 net.path.healthy_since = u64::MAX;

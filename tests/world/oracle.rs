@@ -326,6 +326,13 @@ impl World {
         self.judge_loss(before, session, event, actions)
     }
 
+    /// The heart waits slowly, and says why: credentials, or somebody else with our identity.
+    fn slow(&self) -> bool {
+        let said = self.control().and_then(|c| c.status().last_outage).map(|o| o.last_reason.blame());
+        [self.oracle.last_blame, said].contains(&Some(Blame::Credentials))
+            || [self.oracle.last_blame, said].contains(&Some(Blame::Identity))
+    }
+
     /// Whether there has been a way to the cloud for so long that every wait of the heart is over.
     fn should_be_online(&self) -> bool {
         let now = self.now;
@@ -339,7 +346,7 @@ impl World {
             let told = o.told.get(&net.device).copied().unwrap_or_default();
             net.usable() && well(net.path.healthy_since) && well(told.unfit_at) && !told.by_user
         };
-        let slow = matches!(o.last_blame, Some(Blame::Credentials | Blame::Identity));
+        let slow = self.slow();
         well(self.broker.healthy_since)
             && well(o.started.max(o.ended).max(o.slow_until))
             && well(o.commanded)
