@@ -7,6 +7,9 @@
 //! events, a moment may be one of the reader's own words:
 //!
 //! * `pings unanswered #3` and `pings answered #3`: by default every ping is answered after 40 ms, unseen;
+//! * `path eth0 works`, `path eth0 silent`, `path eth0 20s` (good and silent in turn): from then on the reader answers
+//!   dials, CONNECTs and pings over it by itself, or not;
+//! * `server refuses`, `server answers`: whether every dial is refused;
 //! * `stall 20s`: the whole process stands still and hears nothing;
 //! * `restart`: the process ends and starts with what was saved;
 //! * after `acked` the reader says `heard`, as the adapter does, unseen unless it matters;
@@ -16,17 +19,37 @@
 
 mod story;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use switchback_control::{Action, Attempt, Control, Event, Instant, Saved, Unreleased};
+use switchback_control::{Action, Attempt, Control, Event, Instant, Name, Reason, Saved, Unreleased};
 
 use story::{Heading, Reader};
 
 /// How soon a ping is answered.
 const PONG_AFTER: u64 = 40;
+
+/// How a path behaves that the reader plays by itself.
+#[derive(Clone, Copy)]
+enum Path {
+    Works,
+    Silent,
+    /// Good and silent in turn, each for so many milliseconds.
+    Toggles(u64),
+}
+
+fn attempt_of(event: &Event) -> Option<Attempt> {
+    match event {
+        Event::Ponged { attempt }
+        | Event::Dialled { attempt }
+        | Event::DialFailed { attempt, .. }
+        | Event::Connected { attempt, .. }
+        | Event::Settled { attempt } => Some(*attempt),
+        _ => None,
+    }
+}
 
 struct Teller {
     heading: Heading,
@@ -39,8 +62,12 @@ struct Teller {
     highest: u64,
     stored: u64,
     released: u64,
-    /// Answers to pings under way: when, to whom.
-    pongs: Vec<(u64, Attempt)>,
+    /// The reader's own events under way: when, and what.
+    own: Vec<(u64, Event)>,
+    /// What the reader plays by itself: paths by interface, and the server.
+    paths: BTreeMap<Name, Path>,
+    refuses: bool,
+    through: BTreeMap<Attempt, Name>,
     silent: BTreeSet<Attempt>,
     shown: String,
     text: String,
@@ -75,7 +102,10 @@ fn tell(source: &str) -> Result<String, String> {
         highest: 0,
         stored: 0,
         released: 0,
-        pongs: Vec::new(),
+        own: Vec::new(),
+        paths: BTreeMap::new(),
+        refuses: false,
+        through: BTreeMap::new(),
         silent: BTreeSet::new(),
         shown: "off".into(),
         text,
@@ -113,14 +143,27 @@ impl Teller {
             ["stall", length] => {
                 self.show(what, &[], true);
                 self.now += story::duration(length)?.as_millis() as u64;
-                self.pongs.clear();
+                self.own.clear();
+            }
+            ["path", name, how] => {
+                let path = match *how {
+                    "works" => Path::Works,
+                    "silent" => Path::Silent,
+                    every => Path::Toggles(story::duration(every)?.as_millis() as u64),
+                };
+                self.paths.insert(name.parse().map_err(|_| "not a name")?, path);
+                self.show(what, &[], true);
+            }
+            ["server", how @ ("refuses" | "answers")] => {
+                self.refuses = *how == "refuses";
+                self.show(what, &[], true);
             }
             ["restart"] => self.restart(),
             ["pings", how @ ("answered" | "unanswered"), n] => {
                 let n: u64 = n.trim_start_matches('#').parse().map_err(|_| "not an attempt")?;
                 if *how == "unanswered" {
                     self.silent.insert(Attempt(n));
-                    self.pongs.retain(|(_, a)| a.0 != n);
+                    self.own.retain(|(_, event)| *event != Event::Ponged { attempt: Attempt(n) });
                 } else {
                     self.silent.remove(&Attempt(n));
                 }
@@ -148,13 +191,15 @@ impl Teller {
     fn serve_until(&mut self, end: u64) {
         loop {
             let deadline = self.control.next_deadline().map(|d| d.as_millis().max(self.now));
-            let pong = self.pongs.iter().map(|(at, _)| *at).min();
-            match (deadline, pong) {
+            let own = self.own.iter().map(|(at, _)| *at).min();
+            match (deadline, own) {
                 (d, Some(p)) if p <= end && d.is_none_or(|d| p <= d) => {
                     self.now = self.now.max(p);
-                    let index = self.pongs.iter().position(|(at, _)| *at == p).unwrap_or(0);
-                    let (_, attempt) = self.pongs.remove(index);
-                    let event = Event::Ponged { attempt };
+                    let index = self.own.iter().position(|(at, _)| *at == p).unwrap_or(0);
+                    let (_, event) = self.own.remove(index);
+                    if !self.arrives(&event) {
+                        continue;
+                    }
                     let actions = self.step(&event);
                     self.show(&format!("({event})"), &actions, false);
                 }
@@ -177,15 +222,49 @@ impl Teller {
             match action {
                 Action::Save(saved) => self.saved = saved.clone(),
                 Action::Ping { attempt } if !self.silent.contains(attempt) => {
-                    self.pongs.push((self.now + PONG_AFTER, *attempt));
+                    self.own.push((self.now + PONG_AFTER, Event::Ponged { attempt: *attempt }));
                 }
-                Action::Dial { attempt, .. } | Action::Activate { attempt, .. } => self.number = attempt.0,
+                Action::Dial { attempt, interface, .. } => {
+                    self.number = attempt.0;
+                    self.through.insert(*attempt, *interface);
+                    self.answer_dial(*attempt, *interface);
+                }
+                Action::Connect { attempt, keep_alive, .. } => self.answer_connect(*attempt, *keep_alive),
+                Action::HangUp { attempt, .. } => self.own.retain(|(_, event)| attempt_of(event) != Some(*attempt)),
+                Action::Activate { attempt, .. } => self.number = attempt.0,
                 Action::Admit { seq, .. } => self.highest = seq.0,
                 Action::Release { through } => self.released = through.0,
                 _ => {}
             }
         }
         actions
+    }
+
+    fn answer_dial(&mut self, attempt: Attempt, interface: Name) {
+        if self.refuses {
+            let refused = Event::DialFailed { attempt, reason: Reason::Refused, heard: true };
+            self.own.push((self.now + PONG_AFTER, refused));
+        } else if self.paths.contains_key(&interface) {
+            self.own.push((self.now + PONG_AFTER, Event::Dialled { attempt }));
+        }
+    }
+
+    fn answer_connect(&mut self, attempt: Attempt, keep_alive: Duration) {
+        if self.through.get(&attempt).is_some_and(|name| self.paths.contains_key(name)) {
+            let connected = Event::Connected { attempt, present: true, window: 20, keep_alive };
+            self.own.push((self.now + PONG_AFTER, connected));
+            self.own.push((self.now + 2 * PONG_AFTER, Event::Settled { attempt }));
+        }
+    }
+
+    /// Whether an event of the reader's own gets through its path now.
+    fn arrives(&self, event: &Event) -> bool {
+        let name = attempt_of(event).and_then(|attempt| self.through.get(&attempt));
+        match name.and_then(|name| self.paths.get(name)) {
+            None | Some(Path::Works) => true,
+            Some(Path::Silent) => false,
+            Some(Path::Toggles(every)) => (self.now / every) % 2 == 0,
+        }
     }
 
     fn restart(&mut self) {
@@ -199,7 +278,7 @@ impl Teller {
             self.heading.seed,
             Instant::from_millis(self.now),
         );
-        self.pongs.clear();
+        self.own.clear();
         self.silent.clear();
         self.show("restart", &[], true);
     }
@@ -231,7 +310,7 @@ impl Teller {
 }
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/scenarios")
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/scenarios")
 }
 
 /// The first place where two texts differ, for people.

@@ -18,6 +18,15 @@ const RETURN_PROVES: Duration = Duration::from_secs(300);
 const RETURN_FORGIVEN: Duration = Duration::from_secs(3600);
 /// The longest hold-down that doubling reaches.
 const HOLD_MAX: Duration = Duration::from_secs(3600);
+/// Handshakes in a row that a better interface must complete before traffic moves, and the time between two (R-FB-2).
+const PROOFS: u32 = 2;
+const BETWEEN_PROOFS: Duration = Duration::from_secs(1);
+/// For each return that failed it is watched longer: so many more, this far apart, until the watch outlasts the rhythm in
+/// which it comes and goes (R-FX-9).
+const PROOFS_MORE: u32 = 4;
+const PROOFS_MOST: u32 = 14;
+const BETWEEN_MORE_PROOFS: Duration = Duration::from_secs(8);
+const BETWEEN_METERED_PROOFS: Duration = Duration::from_secs(30);
 /// Suspicions in vain are forgotten after this long without one.
 const VAIN_FORGOTTEN: Duration = Duration::from_secs(300);
 /// How often a metered interface is tried while a lower one serves (R-FB-1, R-FX-14).
@@ -116,6 +125,16 @@ impl Reachability {
         let doubled = hold_down.saturating_mul(1 << evidence.returns_failed.min(16)).min(HOLD_MAX.max(hold_down));
         let tired = evidence.trials_failed > 0 && (metered || evidence.trials_failed > PATIENT_TRIALS);
         calm_since + if tired { doubled.max(METERED_TRIAL) } else { doubled }
+    }
+
+    /// How many handshakes in a row it must complete before traffic returns to it, and the time between two.
+    pub fn proofs(&self, name: Name, metered: bool) -> (u32, Duration) {
+        match self.evidence.get(&name).map_or(0, |e| e.returns_failed) {
+            0 => (PROOFS, BETWEEN_PROOFS),
+            // Each costs a handshake; the rhythm of a metered one is caught by the time between them.
+            failed if metered => (PROOFS + failed.min(2), BETWEEN_METERED_PROOFS),
+            failed => (PROOFS_MOST.min(PROOFS + PROOFS_MORE * failed.min(PROOFS_MOST)), BETWEEN_MORE_PROOFS),
+        }
     }
 
     /// The interface is gone: so is what was known of it, but for its record of failed returns.

@@ -20,7 +20,7 @@ use crate::reason::{Blame, Reason};
 use crate::round::{Candidate, From, Round, better_than};
 use crate::session::{Due, Session, Silence};
 use crate::settings::Failback;
-use crate::spare::{BETWEEN_PROOFS, FINISH_LIMIT, PROOFS, Purpose, SPARE_LIMIT, Spare};
+use crate::spare::{FINISH_LIMIT, Purpose, SPARE_LIMIT, Spare};
 use crate::time::Instant;
 use crate::turn::Turn;
 
@@ -436,10 +436,11 @@ impl Failover {
             return;
         };
         g.reach.good(interface);
+        let (needed, pause) = g.reach.proofs(interface, g.interfaces.metered(interface, g.turn.settings));
         serving.spare = match purpose {
-            Purpose::Failback { proofs } if proofs + 1 < PROOFS => {
+            Purpose::Failback { proofs } if proofs + 1 < needed => {
                 g.turn.ask(Action::HangUp { attempt, goodbye: Goodbye::Abort });
-                Spare::Resting { interface, until: now + BETWEEN_PROOFS, proofs: proofs + 1 }
+                Spare::Resting { interface, until: now + pause, proofs: proofs + 1 }
             }
             Purpose::Rescue { .. } => Spare::Ready { interface, attempt, purpose },
             Purpose::Failback { .. } | Purpose::Visit { .. } => {

@@ -14,10 +14,6 @@ use crate::time::Instant;
 
 /// A spare that is not ready by then has failed.
 pub const SPARE_LIMIT: Duration = Duration::from_secs(10);
-/// Handshakes in a row that a better interface must complete before traffic moves (R-FB-2).
-pub const PROOFS: u32 = 2;
-/// Between two proofs.
-pub const BETWEEN_PROOFS: Duration = Duration::from_secs(1);
 /// How long what is in flight may take to finish before a planned move goes on regardless.
 pub const FINISH_LIMIT: Duration = Duration::from_secs(1);
 

@@ -236,6 +236,8 @@ impl Control {
             (Blame::Credentials, _) => State::AuthError,
             (Blame::Server | Blame::Identity, _) => State::NoCloud,
             (Blame::Path | Blame::Ours, None) => match cause {
+                // The first moments: nothing is known yet, and nothing has failed.
+                Reason::Restart => State::Step(Step::Joining),
                 Reason::CaptivePortal => State::CaptivePortal,
                 Reason::ClockWrong => State::ClockWrong,
                 Reason::Tls => State::NoCloud,

@@ -569,7 +569,7 @@ impl World {
         if now < told.unfit_at + hold || now < told.failed_at + hold {
             return Some(format!("moves from #{session} before the hold-down is over"));
         }
-        if told.proofs[0] + 30_000 < now && !o.recently_stalled(now, 30_000) {
+        if told.proofs[0] + 40_000 < now && !o.recently_stalled(now, 30_000) {
             return Some("moves after one proof only".into());
         }
         None
