@@ -99,8 +99,9 @@ reasons! {
     KeepaliveLimit = "keepalive-limit", Path;
     /// An acknowledgement did not come in time.
     AcknowledgementLimit = "acknowledgement-limit", Path;
-    /// The attempt's own limit passed.
-    TimeLimit = "time-limit", Path;
+    /// The server answered, and then did not finish in time: it hangs, or something on the way eats large packets. Other
+    /// paths are tried as for any fault of the server, not at once.
+    TimeLimit = "time-limit", Server;
     /// The kernel ended the connection, or a reset came back from the path.
     Reset = "reset", Path;
     /// The server broke the protocol.
