@@ -99,3 +99,61 @@ impl Backoff {
         self.server_since
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waits(blame: Reason, settings: &Settings, from: u64, count: usize) -> alloc::vec::Vec<Duration> {
+        let (mut backoff, mut dice, mut now) = (Backoff::default(), Dice::new(7), Instant::from_millis(from));
+        (0..count)
+            .map(|_| {
+                let wait = backoff.next(now, blame, settings, &mut dice);
+                now = now + wait;
+                wait
+            })
+            .collect()
+    }
+
+    #[test]
+    fn dice_stay_below_their_bound_and_do_not_repeat() {
+        let mut dice = Dice::new(0);
+        assert_eq!(dice.below(0), 0);
+        let rolls: alloc::vec::Vec<u64> = (0..1000).map(|_| dice.below(10)).collect();
+        assert!((0..10).all(|n| (60..140).contains(&rolls.iter().filter(|r| **r == n).count())));
+    }
+
+    #[test]
+    fn alone_with_the_server_ten_seconds_are_quick() {
+        let waits = waits(Reason::Refused, &Settings::default(), 0, 60);
+        assert!(waits.iter().take(50).all(|w| *w == QUICK_RETRY));
+        assert!(waits.iter().skip(50).any(|w| *w > QUICK_RETRY));
+    }
+
+    #[test]
+    fn a_fleet_is_spread_from_the_first_failure_and_never_waits_longer_than_two_minutes() {
+        let fleet = Settings { fleet_size: 1000, ..Settings::default() };
+        let waits = waits(Reason::ServerShutDown, &fleet, 0, 40);
+        assert!(waits.iter().all(|w| *w >= SHORTEST && *w <= LONGEST_SERVER));
+        assert!(waits.iter().max() > Some(&Duration::from_secs(64)));
+    }
+
+    #[test]
+    fn credentials_wait_their_whole_distance_up_to_an_hour() {
+        let waits = waits(Reason::Authentication, &Settings::default(), 0, 12);
+        assert_eq!(waits.first(), Some(&FIRST_CREDENTIALS));
+        assert_eq!(waits.get(3), Some(&Duration::from_secs(80)));
+        assert_eq!(waits.last(), Some(&LONGEST_SLOW));
+    }
+
+    #[test]
+    fn another_kind_of_failure_begins_anew() {
+        let (mut backoff, mut dice, now) = (Backoff::default(), Dice::new(7), Instant::default());
+        let settings = Settings::default();
+        for _ in 0..20 {
+            backoff.next(now, Reason::NoServer, &settings, &mut dice);
+        }
+        assert_eq!(backoff.next(now, Reason::Authentication, &settings, &mut dice), FIRST_CREDENTIALS);
+        assert_eq!(backoff.next(now, Reason::Refused, &settings, &mut dice), QUICK_RETRY);
+    }
+}

@@ -335,3 +335,88 @@ impl Delivery {
 fn count(range: &RangeInclusive<u64>) -> u64 {
     (range.end() - range.start()).saturating_add(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backoff::Dice;
+    use crate::settings::Settings;
+    use alloc::vec;
+
+    /// What a turn at this moment asks for.
+    fn turn(at: u64, deed: impl FnOnce(&mut Turn)) -> Vec<Action> {
+        let (mut actions, mut numbers) = (Vec::new(), 0);
+        let (settings, mut dice) = (Settings { window: 3, ..Settings::default() }, Dice::new(1));
+        deed(&mut Turn {
+            now: Instant::from_millis(at),
+            settings: &settings,
+            dice: &mut dice,
+            numbers: &mut numbers,
+            actions: &mut actions,
+        });
+        actions
+    }
+
+    fn sent(actions: &[Action]) -> Vec<(u64, bool)> {
+        let number = |a: &Action| match a {
+            Action::Transmit { seq, again, .. } => Some((seq.0, *again)),
+            _ => None,
+        };
+        actions.iter().filter_map(number).collect()
+    }
+
+    #[test]
+    fn what_the_store_kept_is_sent_first_in_order_over_its_gaps_and_marked() {
+        let mut delivery = Delivery::restore(&[3..=4, 9..=9], 12);
+        assert_eq!(delivery.status().messages, 3);
+        let actions = turn(0, |t| delivery.open(t, Attempt(1), 100));
+        assert_eq!(sent(&actions), [(3, true), (4, true), (9, true)]);
+        let actions = turn(1, |t| delivery.step(t, &Event::Offered { ticket: Ticket(1), size: 1 }));
+        assert_eq!(actions, [Action::Admit { ticket: Ticket(1), seq: Seq(13) }]);
+        let actions = turn(2, |t| delivery.answered(t, &Event::Acked { attempt: Attempt(1), seq: Seq(4) }));
+        assert_eq!(actions, []);
+        let actions = turn(3, |t| delivery.answered(t, &Event::Acked { attempt: Attempt(1), seq: Seq(3) }));
+        assert_eq!(actions, [Action::Release { through: Seq(8) }]);
+    }
+
+    #[test]
+    fn what_was_in_flight_waits_in_front_again_whatever_was_answered_between() {
+        let mut delivery = Delivery::restore(&[1..=5], 5);
+        turn(0, |t| delivery.open(t, Attempt(1), 100));
+        turn(1, |t| delivery.answered(t, &Event::Acked { attempt: Attempt(1), seq: Seq(2) }));
+        delivery.shut();
+        assert_eq!(delivery.backlog, [1..=1, 3..=5]);
+        assert_eq!((delivery.waiting, delivery.status().messages), (4, 4));
+        let actions = turn(2, |t| delivery.open(t, Attempt(2), 2));
+        assert_eq!(sent(&actions), [(1, true), (3, true)]);
+    }
+
+    #[test]
+    fn an_answer_for_another_connection_or_for_nothing_counts_for_nothing() {
+        let mut delivery = Delivery::restore(&[1..=1], 1);
+        turn(0, |t| delivery.open(t, Attempt(2), 1));
+        for event in [
+            Event::Acked { attempt: Attempt(1), seq: Seq(1) },
+            Event::Acked { attempt: Attempt(2), seq: Seq(7) },
+            Event::Rejected { attempt: Attempt(2), seq: Seq(7) },
+        ] {
+            assert_eq!(turn(1, |t| delivery.answered(t, &event)), []);
+        }
+        assert!(!delivery.is_empty());
+    }
+
+    #[test]
+    fn more_than_may_wait_for_keeping_is_refused() {
+        let mut delivery = Delivery::restore(&[], 0);
+        let size = u32::try_from(UNKEPT_BYTES_MAX / 2).unwrap_or(u32::MAX);
+        let offer = |delivery: &mut Delivery, ticket| {
+            turn(ticket, |t| delivery.step(t, &Event::Offered { ticket: Ticket(ticket), size }))
+        };
+        assert!(offer(&mut delivery, 1).contains(&Action::Append { seq: Seq(1) }));
+        assert!(offer(&mut delivery, 2).contains(&Action::Append { seq: Seq(2) }));
+        assert_eq!(offer(&mut delivery, 3), [Action::Refuse { ticket: Ticket(3) }]);
+        let stored = turn(9, |t| delivery.step(t, &Event::Stored { through: Seq(1) }));
+        assert_eq!(stored, vec![Action::Accept { ticket: Ticket(1) }]);
+        assert!(offer(&mut delivery, 4).contains(&Action::Append { seq: Seq(3) }));
+    }
+}

@@ -129,3 +129,26 @@ impl FromStr for Selector {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_what_the_kernel_would_take() {
+        for good in ["e", "eth0", "cdc-wdm0", "enp0s31f6", "a23456789012345", "br-1.2@x"] {
+            assert_eq!(Name::new(good).map(|n| n.as_str() == good), Ok(true), "{good}");
+        }
+        for bad in ["", ".", "..", "a b", "a/b", "a:b", "a234567890123456", "ä", "a\n"] {
+            assert_eq!(Name::new(bad), Err(NotAName), "{bad}");
+        }
+    }
+
+    #[test]
+    fn eth_alone_is_the_class_and_eth0_is_a_name() {
+        assert_eq!("eth".parse(), Ok(Selector::Class(Class::Ethernet)));
+        assert_eq!("ethernet".parse(), Ok(Selector::Class(Class::Ethernet)));
+        assert_eq!("eth0".parse(), Name::new("eth0").map(Selector::Name));
+        assert_eq!(Selector::from_str("a b"), Err(NotAName));
+    }
+}

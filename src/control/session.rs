@@ -341,3 +341,93 @@ impl Session {
         self.ping_limits.get(index).copied().unwrap_or(Duration::from_secs(15))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::name::Class;
+
+    const fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    fn session() -> Session {
+        let name = Name::new("eth0").unwrap_or_else(|_| unreachable!());
+        let uplink = Uplink::of(Class::Ethernet);
+        let keep_alive = Duration::from_secs(30);
+        Session::open(Instant::default(), Attempt(1), name, 0, Version::V5, true, keep_alive, &uplink, 0, None)
+    }
+
+    #[test]
+    fn the_estimator_follows_rfc_6298() {
+        let mut round_trip = RoundTrip::default();
+        assert_eq!(round_trip.timeout(), RTO_FIRST);
+        round_trip.sample(ms(100));
+        assert_eq!((round_trip.smoothed(), round_trip.timeout()), (Some(ms(100)), ms(300)));
+        round_trip.sample(ms(100));
+        assert_eq!(round_trip.timeout(), ms(250));
+        round_trip.sample(ms(180));
+        assert_eq!(round_trip.smoothed(), Some(ms(110)));
+        (0..100).for_each(|_| round_trip.sample(ms(20)));
+        assert!(round_trip.timeout() < ms(60));
+    }
+
+    #[test]
+    fn an_idle_session_is_asked_and_a_silent_one_is_dead_after_both_limits() {
+        let mut session = session();
+        let at = Instant::from_millis;
+        assert_eq!((session.due(at(9_999)), session.due(at(10_000))), (Due::Nothing, Due::Ping));
+        session.asks(at(10_000));
+        assert_eq!((session.due(at(19_999)), session.due(at(20_000))), (Due::Nothing, Due::Ping));
+        session.asks(at(20_000));
+        assert_eq!((session.due(at(34_999)), session.due(at(35_000))), (Due::Nothing, Due::Dead));
+    }
+
+    #[test]
+    fn silence_is_counted_from_the_question_or_from_the_last_byte() {
+        let mut session = session();
+        let at = Instant::from_millis;
+        (0..50).for_each(|_| session.round_trip.sample(ms(20)));
+        let patience = session.round_trip.timeout();
+        let asked = Some(at(60_000));
+        assert_eq!(session.silence(at(60_000) + patience, asked), Silence::Innocent);
+        assert_eq!(session.silence(at(60_000) + patience + SUSPECT_MARGIN, asked), Silence::Suspect);
+        assert_eq!(session.silence(at(60_000) + patience + MOVE_MARGIN, asked), Silence::Guilty);
+        session.heard(at(60_100));
+        assert_eq!(session.silence(at(60_000) + patience + MOVE_MARGIN, asked), Silence::Suspect);
+        assert_eq!(session.silence(at(99_000), None), Silence::Innocent);
+    }
+
+    #[test]
+    fn a_late_answer_widens_the_margin_for_five_minutes() {
+        let mut session = session();
+        let at = Instant::from_millis;
+        (0..50).for_each(|_| session.round_trip.sample(ms(20)));
+        session.acked(at(60_000), ms(320));
+        session.heard(at(60_000));
+        let guilty = |s: &Session, sent: u64| {
+            (0..6_000).find(|n| s.silence(at(sent + n), Some(at(sent))) == Silence::Guilty).unwrap_or(6_000)
+        };
+        assert!(guilty(&session, 61_000) > 1_500);
+        (0..50).for_each(|_| session.round_trip.sample(ms(20)));
+        assert!(guilty(&session, 400_000) < 700);
+    }
+
+    #[test]
+    fn the_acknowledgement_of_our_own_kernel_is_no_sample() {
+        let mut session = session();
+        session.acked(Instant::from_millis(1_000), ms(0));
+        session.heard(Instant::from_millis(5_000));
+        assert_eq!(session.round_trip.smoothed(), None);
+    }
+
+    #[test]
+    fn a_pause_of_our_own_is_forgiven_and_a_long_one_is_followed_by_a_question() {
+        let mut session = session();
+        let at = Instant::from_millis;
+        session.excuse(at(12_000), at(10_000));
+        assert_eq!(session.due(at(12_000)), Due::Nothing);
+        session.excuse(at(82_000), at(22_000));
+        assert_eq!(session.due(at(82_000)), Due::Ping);
+    }
+}
