@@ -263,7 +263,7 @@ impl Teller {
         match name.and_then(|name| self.paths.get(name)) {
             None | Some(Path::Works) => true,
             Some(Path::Silent) => false,
-            Some(Path::Toggles(every)) => (self.now / every) % 2 == 0,
+            Some(Path::Toggles(every)) => (self.now / every).is_multiple_of(2),
         }
     }
 

@@ -447,7 +447,10 @@ impl World {
         let remote = conn.remote;
         match (self.nets[net].path.mode, &packet) {
             (_, Up::Dns) => return self.put_down(id, Down::Name),
-            (Mode::Refused, Up::Syn) => return self.end_locally(id, Reason::Refused, true),
+            (Mode::Refused, Up::Syn) => {
+                self.oracle.firewalled = Some(self.now);
+                return self.end_locally(id, Reason::Refused, true);
+            }
             (Mode::Refused | Mode::Portal, _) if remote && self.conns[&id].phase == Phase::Open => {
                 return self.end_locally(id, Reason::Reset, true);
             }

@@ -417,7 +417,7 @@ impl World {
         let delay = if self.dice.chance(20) { self.dice.spread(1, 30) } else { 0 };
         self.performed = self.performed.max(self.now + delay);
         // What makes and ends connections is slower now and then: then late answers come.
-        let delay = if self.dice.chance(50) { self.dice.spread(1, 1500) } else { 0 };
+        let delay = if self.dice.chance(80) { self.dice.spread(1, 6000) } else { 0 };
         self.dialled = self.dialled.max(self.performed).max(self.now + delay);
         for action in actions {
             self.count(&action);

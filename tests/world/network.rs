@@ -461,10 +461,9 @@ impl World {
                 let interface = self.nets[index].device;
                 self.tell(Source::NetworkManager, 1, Event::DeviceSeen { interface, device });
             }
-            if self.nets[index].class == Class::Wifi && self.dice.chance(300) && self.nets[index].usable() {
-                self.take_down(index, Stage::Disconnected { profile: true, by_user: false });
-                self.autoconnect(index, 3_000);
-            } else if matches!(self.nets[index].stage, Stage::Activating(_)) {
+            let net = &self.nets[index];
+            let loses = net.class == Class::Wifi && net.usable() && self.dice.chance(300);
+            if loses || matches!(self.nets[index].stage, Stage::Activating(_)) {
                 self.take_down(index, Stage::Disconnected { profile: true, by_user: false });
                 self.autoconnect(index, 3_000);
             } else {

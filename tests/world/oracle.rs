@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use switchback_control::action::CONNECTIVITY_ACTIONS_MAX;
 use switchback_control::{
-    Action, Blame, Command, Event, Failback, Mode, Name, Notice, Saved, Settings, Stage, status::State,
+    Action, Blame, Command, Event, Failback, Mode, Name, Notice, Saved, Settings, Stage, Step, status::State,
 };
 
 use super::plan::{Plan, Profile};
@@ -19,6 +19,8 @@ struct Dialled {
     interface: Name,
     born: u64,
     proved: bool,
+    /// Nothing has come back from the server yet.
+    silent: bool,
     said_connect: bool,
     window: usize,
 }
@@ -79,6 +81,8 @@ pub struct Oracle {
     last_blame: Option<Blame>,
     started: u64,
     ended: u64,
+    /// When a firewall last refused a dial in the server's name.
+    pub firewalled: Option<u64>,
     slow_until: u64,
     /// While the server refuses over paths that are well: since when, and dials over others than the best.
     refused_since: Option<u64>,
@@ -144,6 +148,7 @@ impl Oracle {
             last_blame: None,
             started: 0,
             ended: 0,
+            firewalled: None,
             slow_until: 0,
             refused_since: None,
             refused_others: 0,
@@ -339,7 +344,7 @@ impl World {
         let o = &self.oracle;
         let ways = self.nets.len() as u64 * u64::from(o.settings.servers);
         // Who refuses in the server's name is believed for a while: other paths are looked at every five minutes only.
-        let refused = self.nets.iter().any(|n| n.path.mode == super::cloud::Mode::Refused);
+        let refused = o.firewalled.is_some_and(|at| now < at + 430_000);
         let over = WAITS_ARE_OVER + ways * DIAL_IS_OVER + if refused { 430_000 } else { 0 };
         let well = |since: u64| since != u64::MAX && now > since + over;
         let way = |net: &super::network::Net| {
@@ -437,7 +442,8 @@ impl World {
                     && !dialled.proved
                 {
                     // Given up before it proved anything: as good as failed, unless it was not needed any more.
-                    let dead = matches!(event, Event::DeadlineReached) && now >= dialled.born + 4_000;
+                    let silent = dialled.silent;
+                    let dead = matches!(event, Event::DeadlineReached) && silent && now >= dialled.born + 4_000;
                     if dead {
                         self.oracle.told(dialled.interface).failed_at = now;
                     }
@@ -485,7 +491,10 @@ impl World {
         if told.link == Some(false) || told.address == Some(false) {
             return Some("no link or no address there, as was told".into());
         }
-        o.live.insert(attempt, Dialled { interface, born: now, proved: false, said_connect: false, window: 0 });
+        o.live.insert(
+            attempt,
+            Dialled { interface, born: now, proved: false, silent: true, said_connect: false, window: 0 },
+        );
         o.dials.push_back(now);
         while o.dials.front().is_some_and(|at| at + 10_000 < now) {
             o.dials.pop_front();
@@ -745,6 +754,11 @@ impl Oracle {
                     Stage::Unavailable(_) | Stage::Disconnected { .. } | Stage::Failed(_) => told.unfit_at = now,
                 }
             }
+            Event::DialProgressed { attempt, step } => {
+                if let Some(dialled) = self.live.get_mut(&attempt.0) {
+                    dialled.silent = *step != Step::Handshake;
+                }
+            }
             Event::Dialled { attempt } => {
                 if let Some(dialled) = self.live.get_mut(&attempt.0) {
                     dialled.proved = true;
@@ -820,7 +834,6 @@ impl Oracle {
             }
             Event::NetworkManagerChanged { .. }
             | Event::ActivationRefused { .. }
-            | Event::DialProgressed { .. }
             | Event::Drained { .. }
             | Event::DeadlineReached => {}
         }
