@@ -16,7 +16,7 @@ use world::{Summary, World};
 
 /// Rough hours of one seed; a little more than one calm hour follows.
 const ROUGH_HOURS: u64 = 5;
-/// Everyday hours: optimised builds do a thousand in seconds, others fewer in the same time.
+/// Everyday hours; seconds, for the heart is built fast in every profile.
 const EVERYDAY_HOURS: u64 = 1000;
 /// The first seed of every day, so that a green run is green again.
 const FIRST_SEED: u64 = 1;

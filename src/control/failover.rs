@@ -18,23 +18,19 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use crate::action::{Action, Goodbye, Outcome, Saved};
-use crate::backoff::{Backoff, QUICK_PHASE};
-use crate::event::{Attempt, Command, Event, Request, Step, Version};
-use crate::interfaces::{Interfaces, Readiness};
-use crate::name::{Class, Name};
-use crate::outage::Outages;
-use crate::reachability::Reachability;
+use crate::action::{Action, Outcome, Saved};
+use crate::backoff::Backoff;
+use crate::event::{Event, Request, Version};
+use crate::ground::{Ground, Line, View};
+use crate::interfaces::Readiness;
+use crate::name::Name;
 use crate::reason::{Blame, Reason};
-use crate::round::{Candidate, From, Round, dial_limit};
+use crate::round::{Candidate, From, Round};
 use crate::serving::Serving;
 use crate::session::Session;
-use crate::settings::{Mode, Settings, Start, Uplink};
+use crate::settings::{Mode, Start};
 use crate::time::Instant;
-use crate::turn::Turn;
 
-/// From CONNECT to CONNACK; the path has already proved itself, so this is the server's time.
-pub const CONNACK_LIMIT: Duration = Duration::from_secs(10);
 /// New hope cuts a wait short at most this often (R-CL-15).
 const HOPE_EVERY: Duration = Duration::from_secs(5);
 /// With nothing ready, the world is looked at again after this long even if nothing happens.
@@ -45,99 +41,8 @@ const START_PATIENCE: Duration = Duration::from_secs(2);
 const START_LISTING: Duration = Duration::from_millis(300);
 /// While every path is silent, the whole list is walked this often; between that only the best is tried.
 const FULL_WALK_PATH: Duration = Duration::from_secs(30);
-/// While the server itself refuses, other paths are tried only this often: they lead to the same server.
-const FULL_WALK_SERVER: Duration = Duration::from_secs(300);
-/// A server that hangs up without a word is asked in the other version once in so many rounds.
-const OTHER_VERSION_EVERY: u32 = 2;
 /// A session that lived shorter than this is followed by a wait: what opens and closes at once would otherwise spin.
 const SHORT_SESSION: Duration = Duration::from_secs(1);
-/// How long `connect` waits for interfaces that are coming up before it is answered: a cellular attempt.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(120);
-/// That many sessions in a row, ended by the server without a reason within this time, mean that somebody else uses our
-/// identity.
-const TWIN_KICKS: u32 = 3;
-const TWIN_SESSION: Duration = Duration::from_secs(10);
-/// Operators waiting for the result of `connect`, at most.
-const REQUESTS_MAX: usize = 16;
-
-/// What delivery says of the messages, this event already counted.
-#[derive(Clone, Copy, Debug)]
-pub struct Flow {
-    /// When the oldest message in flight was sent.
-    pub oldest_sent: Option<Instant>,
-    /// Nothing is in flight.
-    pub quiet: bool,
-    /// Nothing waits either.
-    pub empty: bool,
-    /// The round trip that this event's acknowledgement shows.
-    pub sample: Option<Duration>,
-}
-
-/// What the walk concludes for delivery.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Line {
-    Open { attempt: Attempt, window: u16 },
-    Shut,
-    Finish,
-    Resume,
-}
-
-/// What the walk may use during one turn.
-pub struct Ground<'a, 't> {
-    pub turn: &'a mut Turn<'t>,
-    pub event: &'a Event,
-    pub interfaces: &'a Interfaces,
-    pub walk: &'a [Name],
-    pub reach: &'a mut Reachability,
-    pub outages: &'a mut Outages,
-    pub flow: Flow,
-    /// Interfaces that became ready through this event.
-    pub hope: &'a [Name],
-    pub line: Option<Line>,
-}
-
-/// What a deadline is computed from.
-pub struct View<'a> {
-    pub now: Instant,
-    pub settings: &'a Settings,
-    pub interfaces: &'a Interfaces,
-    pub walk: &'a [Name],
-    pub reach: &'a Reachability,
-    pub oldest_sent: Option<Instant>,
-}
-
-impl Ground<'_, '_> {
-    /// The same, to look at only.
-    pub fn view(&self) -> View<'_> {
-        View {
-            now: self.turn.now,
-            settings: self.turn.settings,
-            interfaces: self.interfaces,
-            walk: self.walk,
-            reach: self.reach,
-            oldest_sent: self.flow.oldest_sent,
-        }
-    }
-
-    /// The settings of an interface.
-    pub fn uplink(&self, name: Name) -> Uplink {
-        let class = self.interfaces.class(name).unwrap_or(Class::Ethernet);
-        *self.turn.settings.uplink(self.interfaces.spoken(name), class)
-    }
-
-    /// The interface an operator means: by its name, or the first of a class, those that are ready first.
-    pub fn named(&self, name: Name) -> Option<Name> {
-        let class: Option<Class> = name.as_str().parse().ok();
-        let of_class = || self.walk.iter().copied().filter(|n| class.is_some() && self.interfaces.class(*n) == class);
-        let ready = || of_class().find(|n| self.interfaces.readiness(*n) == Readiness::Ready);
-        self.interfaces.find(name).or_else(ready).or_else(|| of_class().next())
-    }
-
-    /// Interfaces that could be dialled through now.
-    pub fn ready_count(&self) -> usize {
-        self.walk.iter().filter(|n| self.interfaces.readiness(**n) == Readiness::Ready).count()
-    }
-}
 
 /// What the operator wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,28 +78,28 @@ pub struct Failover {
     pub intent: Intent,
     pub saved: Saved,
     /// Manual mode: told to connect, and not lost since.
-    told: bool,
+    pub told: bool,
     /// Where the next round starts.
-    next: From,
+    pub next: From,
     /// An operator set another list: the next round starts at its top (R-IF-3).
-    list_changed: bool,
+    pub list_changed: bool,
     /// When.
     pub list_set: Instant,
     pub backoff: Backoff,
-    failed_rounds: u32,
+    pub failed_rounds: u32,
     /// The last round failed, and not by the server's word.
-    all_paths_failed: bool,
-    last_full: Option<Instant>,
-    last_hope: Option<Instant>,
+    pub all_paths_failed: bool,
+    pub last_full: Option<Instant>,
+    pub last_hope: Option<Instant>,
     /// What became ready since the last round began.
-    hoped: Vec<Name>,
-    started: Instant,
+    pub hoped: Vec<Name>,
+    pub started: Instant,
     /// The version that a server is known to speak: it said yes to it, or no to the other.
-    versions: BTreeMap<u8, Version>,
+    pub versions: BTreeMap<u8, Version>,
     /// Sessions in a row that the server ended soon after they had opened.
-    kicks: u32,
+    pub kicks: u32,
     /// The server tried first: the one that carried the last session.
-    server: u8,
+    pub server: u8,
     /// Whoever waits for a connection, and until when.
     pub requests: Vec<(Request, Instant)>,
     /// Since when the current state has held, for displays.
@@ -205,7 +110,7 @@ pub struct Failover {
     /// When a CONNECT was last given up without an answer.
     pub abandoned: Option<Instant>,
     /// On demand: the last moment there was something to send.
-    last_busy: Instant,
+    pub last_busy: Instant,
 }
 
 impl Failover {
@@ -341,145 +246,7 @@ impl Failover {
         self.failed_rounds > 0
     }
 
-    fn command(&mut self, g: &mut Ground, command: &Command) {
-        match command {
-            Command::Connect { request, via } => self.connect(g, *request, *via),
-            Command::Reconnect { request } => {
-                self.end_hold(g);
-                self.told = true;
-                self.enqueue(g, *request);
-                if let Walk::Serving(serving) = &self.walk {
-                    let name = serving.session.interface;
-                    self.quit(g, Goodbye::Moving, Reason::User);
-                    g.outages.began(g.turn, g.turn.now, Reason::User, true);
-                    self.next = From::Current(name);
-                }
-                self.backoff.reset();
-                self.cut_short(g.turn.now);
-            }
-            Command::Disconnect { request, force } => self.disconnect(g, *request, *force),
-            Command::SetList { list } => {
-                self.saved.list.clone_from(list);
-                self.list_changed = true;
-                self.list_set = g.turn.now;
-                g.turn.ask(Action::Save(self.saved.clone()));
-            }
-            Command::Stop => {
-                self.intent = Intent::Idle;
-                self.quit(g, Goodbye::Offline, Reason::Restart);
-                self.answer_all(g, Outcome::Failed(Reason::Restart));
-            }
-            // Delivery's own.
-            Command::Flush { .. } => {}
-        }
-    }
-
-    fn connect(&mut self, g: &mut Ground, request: Request, via: Option<Name>) {
-        let stays = match &mut self.walk {
-            // Whoever disconnects and connects again while it still flushes stays connected.
-            Walk::Serving(serving) => serving.answer_leaving(g.turn, Outcome::Failed(Reason::User)),
-            Walk::Resting | Walk::Waiting { .. } | Walk::Trying { .. } => false,
-        };
-        if stays || via.is_none() {
-            self.end_hold(g);
-        }
-        self.told = true;
-        match (via.map(|name| g.named(name).ok_or(())), &mut self.walk) {
-            (Some(Err(())), _) => {
-                g.turn.ask(Action::Answer { request, outcome: Outcome::Failed(Reason::NoLink) });
-            }
-            (Some(Ok(name)), Walk::Serving(serving)) if serving.session.interface == name => {
-                g.turn.ask(Action::Answer { request, outcome: Outcome::Done });
-            }
-            (Some(Ok(name)), Walk::Serving(_)) => self.visit(g, request, name),
-            (Some(Ok(name)), _) => self.begin_via(g, request, name),
-            (None, Walk::Serving(serving)) if serving.session.settled => {
-                g.turn.ask(Action::Answer { request, outcome: Outcome::Done });
-            }
-            (None, _) => {
-                self.enqueue(g, request);
-                self.cut_short(g.turn.now);
-            }
-        }
-    }
-
-    /// Told to connect: what `disconnect` ordered is over.
-    fn end_hold(&mut self, g: &mut Ground) {
-        self.intent = Intent::On;
-        if core::mem::take(&mut self.saved.held) {
-            g.turn.ask(Action::Save(self.saved.clone()));
-        }
-    }
-
-    /// An operator's wish ends a wait at once.
-    fn cut_short(&mut self, now: Instant) {
-        if let Walk::Waiting { until, .. } = &mut self.walk {
-            *until = now;
-        }
-    }
-
-    fn enqueue(&mut self, g: &mut Ground, request: Request) {
-        if self.requests.len() < REQUESTS_MAX {
-            self.requests.push((request, g.turn.now + CONNECT_PATIENCE));
-        } else {
-            g.turn.ask(Action::Answer { request, outcome: Outcome::Failed(Reason::TimeLimit) });
-        }
-    }
-
-    fn answer_overdue(&mut self, g: &mut Ground) {
-        let now = g.turn.now;
-        for (request, _) in self.requests.extract_if(.., |(_, until)| now >= *until) {
-            g.turn.ask(Action::Answer { request, outcome: Outcome::Failed(Reason::TimeLimit) });
-        }
-    }
-
-    /// One final answer for everybody who asked for a connection.
-    pub fn answer_all(&mut self, g: &mut Ground, outcome: Outcome) {
-        for (request, _) in self.requests.drain(..) {
-            g.turn.ask(Action::Answer { request, outcome });
-        }
-    }
-
-    fn disconnect(&mut self, g: &mut Ground, request: Request, force: bool) {
-        if !self.saved.held {
-            self.saved.held = true;
-            g.turn.ask(Action::Save(self.saved.clone()));
-        }
-        self.answer_all(g, Outcome::Failed(Reason::User));
-        if let Walk::Serving(serving) = &mut self.walk
-            && !force
-            && !g.flow.empty
-        {
-            // What can be flushed goes out over this session; nothing else is begun.
-            serving.drop_spare(g, Reason::User);
-            return serving.leave(g.turn, request);
-        }
-        self.intent = Intent::Off;
-        self.quit(g, Goodbye::Offline, Reason::User);
-        g.turn.ask(Action::Answer { request, outcome: Outcome::Done });
-    }
-
-    /// Ends whatever is under way and rests.
-    pub fn quit(&mut self, g: &mut Ground, goodbye: Goodbye, reason: Reason) {
-        match core::mem::replace(&mut self.walk, Walk::Resting) {
-            Walk::Resting | Walk::Waiting { .. } => {}
-            Walk::Trying { candidate, round } => {
-                g.turn.ask(Action::HangUp { attempt: candidate.attempt, goodbye: Goodbye::Abort });
-                if let Some(request) = round.via {
-                    g.turn.ask(Action::Answer { request, outcome: Outcome::Failed(reason) });
-                }
-            }
-            Walk::Serving(mut serving) => {
-                serving.drop_spare(g, reason);
-                g.turn.ask(Action::HangUp { attempt: serving.session.attempt, goodbye });
-                serving.answer_leaving(g.turn, Outcome::Done);
-                g.line = Some(Line::Shut);
-            }
-        }
-        self.since = g.turn.now;
-    }
-
-    fn waiting(&mut self, g: &mut Ground, until: Instant, cause: Reason) -> Walk {
+    pub fn waiting(&mut self, g: &mut Ground, until: Instant, cause: Reason) -> Walk {
         let now = g.turn.now;
         if !self.wants(g) {
             return Walk::Resting;
@@ -488,7 +255,7 @@ impl Failover {
         if now >= until { self.begin(g) } else { Walk::Waiting { until, cause } }
     }
 
-    fn hope_at(&mut self, now: Instant, cause: Reason) -> Instant {
+    pub fn hope_at(&mut self, now: Instant, cause: Reason) -> Instant {
         // Waiting for the first interface after the start is not a back-off: nothing is cut short.
         if cause == Reason::Restart {
             return now;
@@ -496,26 +263,6 @@ impl Failover {
         let at = self.last_hope.map_or(now, |last| now.max(last + HOPE_EVERY));
         self.last_hope = Some(at);
         at
-    }
-
-    fn begin_via(&mut self, g: &mut Ground, request: Request, name: Name) {
-        if let Walk::Trying { candidate, round } = core::mem::replace(&mut self.walk, Walk::Resting) {
-            g.turn.ask(Action::HangUp { attempt: candidate.attempt, goodbye: Goodbye::Abort });
-            if let Some(earlier) = round.via {
-                g.turn.ask(Action::Answer { request: earlier, outcome: Outcome::Failed(Reason::User) });
-            }
-        }
-        let round = Round::only(name, request);
-        self.walk = match g.interfaces.readiness(name) {
-            Readiness::Ready => self.next_candidate(g, round),
-            Readiness::Not(reason) => self.fail_via(g, request, reason),
-            Readiness::Coming(_) | Readiness::Activatable => self.fail_via(g, request, Reason::NoAddress),
-        };
-    }
-
-    fn fail_via(&mut self, g: &mut Ground, request: Request, reason: Reason) -> Walk {
-        g.turn.ask(Action::Answer { request, outcome: Outcome::Failed(reason) });
-        if self.wants(g) { self.begin(g) } else { Walk::Resting }
     }
 
     /// Begins a round.
@@ -553,7 +300,7 @@ impl Failover {
     }
 
     /// Why there is nothing to dial through: what the first of the walk lacks.
-    fn nothing_ready(&mut self, g: &mut Ground) -> Reason {
+    pub fn nothing_ready(&mut self, g: &mut Ground) -> Reason {
         let lacks = |name: &Name| match g.interfaces.readiness(*name) {
             Readiness::Not(reason) => Some(reason),
             Readiness::Coming(_) | Readiness::Activatable => Some(Reason::NoAddress),
@@ -572,201 +319,12 @@ impl Failover {
         reason
     }
 
-    fn better_is_coming(&self, g: &Ground, round: &Round) -> bool {
+    pub fn better_is_coming(&self, g: &Ground, round: &Round) -> bool {
         let Some(first) = round.rest.front() else { return false };
         g.walk.iter().take_while(|n| *n != first).any(|name| match g.interfaces.readiness(*name) {
             Readiness::Coming(_) | Readiness::Activatable => true,
             Readiness::Ready | Readiness::Not(_) => false,
         })
-    }
-
-    fn next_candidate(&mut self, g: &mut Ground, mut round: Round) -> Walk {
-        while let Some(interface) = round.rest.pop_front() {
-            if g.interfaces.readiness(interface) == Readiness::Ready {
-                let servers_left = g.turn.settings.servers.saturating_sub(1);
-                return self.dial(g, round, interface, self.server, servers_left, None);
-            }
-        }
-        self.round_failed(g, round)
-    }
-
-    fn dial(
-        &mut self,
-        g: &mut Ground,
-        round: Round,
-        interface: Name,
-        server: u8,
-        servers_left: u8,
-        other_version: Option<Version>,
-    ) -> Walk {
-        let attempt = g.turn.number();
-        let limit = self.dial_limit(g, interface);
-        g.outages.tried(interface);
-        g.turn.ask(Action::Dial { interface, server, attempt });
-        let candidate = Candidate {
-            interface,
-            server,
-            servers_left,
-            attempt,
-            born: g.turn.now,
-            deadline: g.turn.now + limit,
-            step: Step::Resolving,
-            connecting: false,
-            version: other_version.unwrap_or(self.version(server)),
-            other_version: other_version.is_some(),
-        };
-        Walk::Trying { candidate, round }
-    }
-
-    fn dial_limit(&self, g: &Ground, interface: Name) -> Duration {
-        let class = g.interfaces.class(interface).unwrap_or(Class::Ethernet);
-        let alone = g.ready_count() < 2;
-        dial_limit(class, alone, self.failed_rounds, g.uplink(interface).connect_timeout)
-    }
-
-    fn trying(&mut self, g: &mut Ground, mut candidate: Candidate, mut round: Round) -> Walk {
-        let own = candidate.attempt;
-        if !g.hope.is_empty() && round.via.is_none() {
-            // What has just become ready is tried in this round, and this candidate is alone no more.
-            round.admit(g.hope, g.walk);
-            if !candidate.connecting {
-                candidate.deadline = candidate.deadline.min(candidate.born + self.dial_limit(g, candidate.interface));
-            }
-        }
-        if let Some(reason) = g.interfaces.dead(candidate.interface) {
-            if candidate.connecting {
-                self.abandoned = Some(g.turn.now);
-            }
-            g.turn.ask(Action::HangUp { attempt: own, goodbye: Goodbye::Abort });
-            return self.candidate_failed(g, candidate, round, reason);
-        }
-        let ended = match *g.event {
-            Event::DialFailed { attempt, .. } | Event::Closed { attempt, .. } => attempt == own,
-            _ => false,
-        };
-        if round.via.is_none() && !ended && !self.wants(g) {
-            g.turn.ask(Action::HangUp { attempt: own, goodbye: Goodbye::Abort });
-            return Walk::Resting;
-        }
-        match *g.event {
-            Event::DialProgressed { attempt, step } if attempt == own => candidate.step = step,
-            Event::Dialled { attempt } if attempt == own && !candidate.connecting => {
-                g.reach.good(candidate.interface);
-                self.say_connect(g, &mut candidate);
-            }
-            Event::DialFailed { attempt, reason, .. } | Event::Closed { attempt, reason, .. } if attempt == own => {
-                return self.candidate_failed(g, candidate, round, reason);
-            }
-            Event::Connected { attempt, present, window, keep_alive } if attempt == own && candidate.connecting => {
-                return self.connected(g, &candidate, round.via, present, window, keep_alive);
-            }
-            _ => {}
-        }
-        if g.turn.now >= candidate.deadline {
-            if candidate.connecting {
-                self.abandoned = Some(g.turn.now);
-            }
-            g.turn.ask(Action::HangUp { attempt: own, goodbye: Goodbye::Abort });
-            let (reason, _) = candidate.timed_out();
-            return self.candidate_failed(g, candidate, round, reason);
-        }
-        Walk::Trying { candidate, round }
-    }
-
-    /// Sends CONNECT on a dialled connection.
-    pub fn say_connect(&mut self, g: &mut Ground, candidate: &mut Candidate) {
-        candidate.connecting = true;
-        candidate.step = Step::Handshake;
-        candidate.deadline = g.turn.now + CONNACK_LIMIT;
-        g.turn.ask(Action::Connect {
-            attempt: candidate.attempt,
-            version: candidate.version,
-            keep_alive: g.uplink(candidate.interface).keep_alive,
-        });
-    }
-
-    /// The version that a server is known to speak, else 5.
-    fn version(&self, server: u8) -> Version {
-        self.versions.get(&server).copied().unwrap_or(Version::V5)
-    }
-
-    fn candidate_failed(&mut self, g: &mut Ground, candidate: Candidate, mut round: Round, reason: Reason) -> Walk {
-        let now = g.turn.now;
-        g.reach.bad(now, candidate.interface, reason);
-        if self.wants(g) {
-            g.outages.began(g.turn, self.started, reason, false);
-        }
-        g.outages.failed(reason);
-        if reason == Reason::Refused {
-            // Nobody listened for a moment: it was a restart, and no twin.
-            self.kicks = 0;
-        }
-        round.note(reason);
-        // A server that knows only 3.1.1 says so, or hangs up without a word. One that has said yes before and hangs
-        // up is being stopped, unless it goes on so.
-        let turn = if self.versions.contains_key(&candidate.server) { OTHER_VERSION_EVERY - 1 } else { 0 };
-        let silent_refusal = candidate.connecting
-            && reason == Reason::ServerShutDown
-            && self.failed_rounds % OTHER_VERSION_EVERY == turn;
-        let other = match candidate.version {
-            Version::V5 => Version::V311,
-            Version::V311 => Version::V5,
-        };
-        if reason == Reason::Version {
-            self.versions.insert(candidate.server, other);
-        }
-        if (reason == Reason::Version || silent_refusal) && !candidate.other_version {
-            let Candidate { interface, server, servers_left, .. } = candidate;
-            return self.dial(g, round, interface, server, servers_left, Some(other));
-        }
-        let blame = reason.blame();
-        if candidate.servers_left > 0 && matches!(blame, Blame::Path | Blame::Server) {
-            let server = (candidate.server + 1) % g.turn.settings.servers.max(1);
-            let left = candidate.servers_left - 1;
-            if g.interfaces.readiness(candidate.interface) == Readiness::Ready {
-                return self.dial(g, round, candidate.interface, server, left, None);
-            }
-        }
-        let walk_on = match blame {
-            Blame::Path | Blame::Ours => true,
-            Blame::Server => self.other_paths_due(now) || round.only_fresh(),
-            Blame::Credentials | Blame::Identity => false,
-        };
-        if walk_on { self.next_candidate(g, round) } else { self.round_failed(g, round) }
-    }
-
-    /// The server refuses: whether it is time to see if it refuses over other paths as well. A firewall that
-    /// refuses in its name looks the same.
-    fn other_paths_due(&mut self, now: Instant) -> bool {
-        let long_enough = self.backoff.server_since().is_some_and(|since| now.since(since) >= QUICK_PHASE);
-        let due = long_enough && self.last_full.is_none_or(|at| now >= at + FULL_WALK_SERVER);
-        if due {
-            self.last_full = Some(now);
-        }
-        due
-    }
-
-    fn round_failed(&mut self, g: &mut Ground, round: Round) -> Walk {
-        let now = g.turn.now;
-        let reason = round.verdict().unwrap_or(Reason::NoLink);
-        if let Some(request) = round.via {
-            return self.fail_via(g, request, reason);
-        }
-        self.failed_rounds = self.failed_rounds.saturating_add(1);
-        self.server = 0;
-        self.answer_all(g, Outcome::Failed(reason));
-        let by_path = reason.blame() == Blame::Path;
-        if by_path && !self.all_paths_failed {
-            self.last_full = Some(now);
-        }
-        self.all_paths_failed = by_path;
-        let wait = self.backoff.next(now, reason, g.turn.settings, g.turn.dice);
-        self.told = false;
-        self.since = now;
-        if !self.wants(g) {
-            return Walk::Resting;
-        }
-        Walk::Waiting { until: now + wait, cause: reason }
     }
 
     /// CONNACK: the session is open.
@@ -796,15 +354,6 @@ impl Failover {
             g.turn.ask(Action::Answer { request, outcome: Outcome::Done });
         }
         Walk::Serving(Box::new(Serving::open(g, candidate, version, present, keep_alive, via.is_some())))
-    }
-
-    /// Servers of MQTT 3.1.1, and some of 5, end the old connection without a word when another client takes the
-    /// identity. Sessions that a healthy server ends again and again, each soon after it has opened, look just so
-    /// (R-CS-5).
-    pub fn suspect_twin(&mut self, now: Instant, lost: &Session, reason: Reason) -> Reason {
-        let kicked = reason == Reason::ServerShutDown && now.since(lost.opened) < TWIN_SESSION;
-        self.kicks = if kicked { self.kicks.saturating_add(1) } else { 0 };
-        if self.kicks >= TWIN_KICKS { Reason::SessionTakenOver } else { reason }
     }
 
     /// The session is lost: what comes next.

@@ -7,7 +7,9 @@
 //! **The staircase.** An event enters at the top and goes down once, never up:
 //!
 //! ```text
-//! interfaces ─► activation ─► failover (serving, spare, session inside) ─► delivery ─► flush ─► outage
+//! interfaces ─► activation ─► failover ─► delivery ─► flush ─► outage
+//!                             │ command, attempt (no session yet)
+//!                             └ serving: session, suspicion, failback (while one is open)
 //! ```
 //!
 //! Each stair sees the event and what the stairs above concluded, keeps its own state, and writes actions on the
@@ -27,10 +29,14 @@ pub mod status;
 pub mod time;
 
 mod activation;
+mod attempt;
 mod backoff;
+mod command;
 mod delivery;
+mod failback;
 mod failover;
 mod flush;
+mod ground;
 mod interfaces;
 mod outage;
 mod reachability;
@@ -38,6 +44,7 @@ mod round;
 mod serving;
 mod session;
 mod spare;
+mod suspicion;
 mod turn;
 
 pub use action::{Action, Goodbye, Notice, Outcome, Saved};
@@ -55,8 +62,9 @@ use core::time::Duration;
 use activation::Activation;
 use backoff::Dice;
 use delivery::Delivery;
-use failover::{Failover, Flow, Ground, Intent, Line, View, Walk};
+use failover::{Failover, Intent, Walk};
 use flush::Flushes;
+use ground::{Flow, Ground, Line, View};
 use interfaces::{Interfaces, Readiness};
 use outage::Outages;
 use reachability::Reachability;

@@ -11,16 +11,16 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::action::{Action, Goodbye, Outcome};
+use crate::attempt::CONNACK_LIMIT;
 use crate::backoff::GOOD_SESSION;
 use crate::event::{Event, Request, Step, Version};
-use crate::failover::{CONNACK_LIMIT, Failover, Ground, Intent, Line, View, Walk};
-use crate::interfaces::Readiness;
-use crate::name::{Class, Name};
+use crate::failover::{Failover, Intent, Walk};
+use crate::ground::{Ground, Line, View};
+use crate::name::Name;
 use crate::reason::{Blame, Reason};
 use crate::round::{Candidate, From, Round, better_than};
-use crate::session::{Due, Session, Silence};
-use crate::settings::Failback;
-use crate::spare::{FINISH_LIMIT, Purpose, SPARE_LIMIT, Spare};
+use crate::session::{Due, Session};
+use crate::spare::{Purpose, SPARE_LIMIT, Spare};
 use crate::time::Instant;
 use crate::turn::Turn;
 
@@ -30,14 +30,11 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(10);
 const ECHO: Duration = Duration::from_secs(60);
 /// A suspect that nothing could rescue: how soon everything is tried again.
 const SWEEP_AGAIN: Duration = Duration::from_secs(5);
-/// Spares opened on suspicion over metered interfaces, at most per hour: each costs a handshake.
-const METERED_RESCUES: u32 = 12;
-const HOUR: Duration = Duration::from_secs(3600);
 
 #[derive(Clone, Copy, Debug)]
-struct Leaving {
-    request: Request,
-    until: Instant,
+pub struct Leaving {
+    pub request: Request,
+    pub until: Instant,
 }
 
 /// The open session and what goes on around it.
@@ -46,14 +43,14 @@ pub struct Serving {
     pub session: Session,
     pub spare: Spare,
     /// An operator's visit: it proves nothing about the ordinary way (R-CF-6).
-    via: bool,
-    leaving: Option<Leaving>,
+    pub via: bool,
+    pub leaving: Option<Leaving>,
     /// The back-off was reset by this session.
-    good: bool,
+    pub good: bool,
     /// Suspicion raised, and not yet answered.
-    suspected: bool,
+    pub suspected: bool,
     /// When the last interface that might have rescued it had failed.
-    swept: Option<Instant>,
+    pub swept: Option<Instant>,
 }
 
 impl Serving {
@@ -86,7 +83,7 @@ impl Serving {
     }
 
     /// When the interfaces that failed to rescue a suspect are tried again.
-    fn sweep_due(&self) -> Option<Instant> {
+    pub fn sweep_due(&self) -> Option<Instant> {
         self.swept.filter(|_| self.suspected && self.spare == Spare::None).map(|at| at + SWEEP_AGAIN)
     }
 
@@ -116,7 +113,7 @@ impl Serving {
     }
 
     /// The spare is no more: tell whoever waited for it, and let traffic flow if it had been stopped for it.
-    fn spare_ended(&self, g: &mut Ground, spare: Spare, reason: Reason) {
+    pub fn spare_ended(&self, g: &mut Ground, spare: Spare, reason: Reason) {
         let (purpose, stopped) = match spare {
             Spare::None | Spare::Resting { .. } => return,
             Spare::Dialling { purpose, .. } | Spare::Ready { purpose, .. } => (purpose, false),
@@ -131,7 +128,7 @@ impl Serving {
     }
 
     /// The same connection, looked at as a candidate of the walk.
-    fn candidate_of(&self, g: &mut Ground, spare: &Spare) -> Option<(Candidate, Option<Request>)> {
+    pub fn candidate_of(&self, g: &mut Ground, spare: &Spare) -> Option<(Candidate, Option<Request>)> {
         let (interface, attempt, deadline, connecting, purpose) = match spare {
             Spare::None | Spare::Resting { .. } => return None,
             Spare::Dialling { interface, attempt, deadline, purpose } => {
@@ -213,7 +210,7 @@ impl Failover {
     }
 
     /// Whether the session has ended, by the kernel's word, the connection's, or its own silence.
-    fn lost(&mut self, g: &mut Ground, serving: &mut Serving) -> Option<(Reason, bool)> {
+    pub fn lost(&mut self, g: &mut Ground, serving: &mut Serving) -> Option<(Reason, bool)> {
         let now = g.turn.now;
         let session = &mut serving.session;
         if let Some(reason) = g.interfaces.dead(session.interface) {
@@ -260,7 +257,7 @@ impl Failover {
     }
 
     /// The session is lost; a spare that is under way carries on.
-    fn lose(&mut self, g: &mut Ground, mut serving: Serving, reason: Reason, heard: bool) -> Walk {
+    pub fn lose(&mut self, g: &mut Ground, mut serving: Serving, reason: Reason, heard: bool) -> Walk {
         let now = g.turn.now;
         let name = serving.session.interface;
         let echo = self.abandoned.take().is_some_and(|at| now.since(at) < ECHO);
@@ -302,7 +299,7 @@ impl Failover {
     }
 
     /// The spare becomes the walk's candidate; behind it come the interfaces after it.
-    fn carry_on(&mut self, g: &mut Ground, spare: Spare, mut candidate: Candidate, via: Option<Request>) -> Walk {
+    pub fn carry_on(&mut self, g: &mut Ground, spare: Spare, mut candidate: Candidate, via: Option<Request>) -> Walk {
         g.outages.tried(candidate.interface);
         let mut round = Round::plan(From::Next(candidate.interface), g.walk, g.interfaces);
         round.rest.retain(|name| *name != candidate.interface);
@@ -314,7 +311,7 @@ impl Failover {
     }
 
     /// A planned move came about: the new connection is the session now.
-    fn moved(&mut self, g: &mut Ground, serving: &mut Serving) -> Option<Walk> {
+    pub fn moved(&mut self, g: &mut Ground, serving: &mut Serving) -> Option<Walk> {
         let Event::Connected { attempt, present, window, keep_alive } = *g.event else { return None };
         let Spare::Moving { attempt: own, .. } = serving.spare else { return None };
         if attempt != own {
@@ -328,7 +325,7 @@ impl Failover {
     }
 
     /// What a good session settles: the waiting operators, the last good interface, the back-off.
-    fn settle(&mut self, g: &mut Ground, serving: &mut Serving) {
+    pub fn settle(&mut self, g: &mut Ground, serving: &mut Serving) {
         let name = serving.session.interface;
         if matches!(g.event, Event::Settled { attempt } if *attempt == serving.session.attempt) {
             serving.session.settled = true;
@@ -345,290 +342,8 @@ impl Failover {
         }
     }
 
-    /// What the spare's own events and deadlines bring.
-    fn spare_turn(&mut self, g: &mut Ground, serving: &mut Serving) -> Option<Walk> {
-        let now = g.turn.now;
-        let own = serving.spare.attempt();
-        if let Some(name) = serving.spare.interface()
-            && let Some(reason) = g.interfaces.dead(name)
-        {
-            self.spare_failed(g, serving, name, reason, true);
-            return None;
-        }
-        match *g.event {
-            Event::DialFailed { attempt, reason, .. } | Event::Closed { attempt, reason, .. }
-                if Some(attempt) == own =>
-            {
-                let name = serving.spare.interface()?;
-                self.spare_failed(g, serving, name, reason, false);
-                return None;
-            }
-            Event::Dialled { attempt } if Some(attempt) == own => self.spare_proved(g, serving),
-            _ => {}
-        }
-        match serving.spare.clone() {
-            Spare::Resting { interface, until, proofs } if now >= until => {
-                match g.interfaces.readiness(interface) {
-                    Readiness::Ready => self.open_spare(g, serving, interface, Purpose::Failback { proofs }),
-                    Readiness::Coming(_) | Readiness::Activatable | Readiness::Not(_) => serving.spare = Spare::None,
-                }
-                None
-            }
-            Spare::Dialling { interface, deadline, .. } if now >= deadline => {
-                self.spare_failed(g, serving, interface, Reason::NoServer, true);
-                None
-            }
-            Spare::Moving { interface, deadline, .. } if now >= deadline => {
-                self.spare_failed(g, serving, interface, Reason::TimeLimit, true);
-                None
-            }
-            Spare::Finishing { interface, attempt, until, purpose } if g.flow.quiet || now >= until => {
-                self.switch(g, serving, interface, attempt, purpose)
-            }
-            Spare::None
-            | Spare::Resting { .. }
-            | Spare::Dialling { .. }
-            | Spare::Ready { .. }
-            | Spare::Finishing { .. }
-            | Spare::Moving { .. } => None,
-        }
-    }
-
-    /// Opens a connection through `interface`, up to CONNECT.
-    fn open_spare(&mut self, g: &mut Ground, serving: &mut Serving, interface: Name, purpose: Purpose) {
-        let attempt = g.turn.number();
-        g.turn.ask(Action::Dial { interface, server: serving.session.server, attempt });
-        let limit = match &purpose {
-            Purpose::Failback { .. } | Purpose::Visit { .. } => SPARE_LIMIT,
-            Purpose::Rescue { .. } => rescue_limit(g.interfaces.class(interface)),
-        };
-        serving.spare = Spare::Dialling { interface, attempt, deadline: g.turn.now + limit, purpose };
-    }
-
-    fn spare_failed(&mut self, g: &mut Ground, serving: &mut Serving, name: Name, reason: Reason, hang_up: bool) {
-        let now = g.turn.now;
-        let spare = core::mem::replace(&mut serving.spare, Spare::None);
-        if let Some(attempt) = spare.attempt().filter(|_| hang_up) {
-            g.turn.ask(Action::HangUp { attempt, goodbye: Goodbye::Abort });
-        }
-        g.reach.trial_failed(now, name, reason);
-        if matches!(spare, Spare::Moving { .. }) && hang_up {
-            self.abandoned = Some(now);
-        }
-        if let Spare::Dialling { purpose: Purpose::Rescue { mut tried }, .. } = spare {
-            tried.push(name);
-            self.rescue(g, serving, tried);
-        } else {
-            serving.spare_ended(g, spare, reason);
-            if serving.suspected {
-                // It would have been the rescue as well: another is needed.
-                self.rescue(g, serving, Vec::from([name]));
-            }
-        }
-    }
-
-    /// The spare's handshake is complete: the path behind it is good.
-    fn spare_proved(&mut self, g: &mut Ground, serving: &mut Serving) {
-        let now = g.turn.now;
-        let spare = core::mem::replace(&mut serving.spare, Spare::None);
-        let Spare::Dialling { interface, attempt, purpose, .. } = spare else {
-            serving.spare = spare;
-            return;
-        };
-        g.reach.good(interface);
-        let (needed, pause) = g.reach.proofs(interface, g.interfaces.metered(interface, g.turn.settings));
-        serving.spare = match purpose {
-            Purpose::Failback { proofs } if proofs + 1 < needed => {
-                g.turn.ask(Action::HangUp { attempt, goodbye: Goodbye::Abort });
-                Spare::Resting { interface, until: now + pause, proofs: proofs + 1 }
-            }
-            Purpose::Rescue { .. } => Spare::Ready { interface, attempt, purpose },
-            Purpose::Failback { .. } | Purpose::Visit { .. } => {
-                g.line = Some(Line::Finish);
-                Spare::Finishing { interface, attempt, until: now + FINISH_LIMIT, purpose }
-            }
-        };
-    }
-
-    /// The planned move: CONNECT on the new connection. With MQTT 5 the old one stays until the new one is
-    /// answered; with 3.1.1 it says goodbye first, or the server would publish the will (R-LV-9).
-    fn switch(
-        &mut self,
-        g: &mut Ground,
-        serving: &mut Serving,
-        interface: Name,
-        attempt: crate::event::Attempt,
-        purpose: Purpose,
-    ) -> Option<Walk> {
-        let version = serving.session.version;
-        let deadline = g.turn.now + CONNACK_LIMIT;
-        if version == Version::V311 {
-            let spare = Spare::Finishing { interface, attempt, until: deadline, purpose };
-            let (candidate, via) = serving.candidate_of(g, &spare)?;
-            serving.spare = Spare::None;
-            g.turn.ask(Action::HangUp { attempt: serving.session.attempt, goodbye: Goodbye::Moving });
-            g.outages.began(g.turn, g.turn.now, Reason::InterfaceChange, true);
-            g.line = Some(Line::Shut);
-            if via.is_none() {
-                g.reach.returned(g.turn.now, interface);
-            }
-            return Some(self.carry_on(g, spare, candidate, via));
-        }
-        let keep_alive = g.uplink(interface).keep_alive;
-        g.turn.ask(Action::Connect { attempt, version, keep_alive });
-        serving.spare = Spare::Moving { interface, attempt, deadline, purpose };
-        None
-    }
-
-    /// Silence while an answer is owed.
-    fn suspicion(&mut self, g: &mut Ground, serving: &mut Serving) -> Option<Walk> {
-        let now = g.turn.now;
-        if serving.leaving.is_some() {
-            return None;
-        }
-        if matches!(g.event, Event::Acked { attempt, .. } if *attempt == serving.session.attempt) {
-            // Whether bytes came in with it is told next.
-            return None;
-        }
-        match serving.session.silence(now, g.flow.oldest_sent) {
-            Silence::Innocent => {
-                if core::mem::take(&mut serving.suspected) {
-                    self.acquit(g, serving);
-                }
-                None
-            }
-            Silence::Suspect | Silence::Guilty if !serving.suspected => {
-                serving.suspected = true;
-                self.accuse(g, serving);
-                None
-            }
-            // Every rescue failed, but another way has just come up, or it is time to try them all again.
-            Silence::Suspect | Silence::Guilty
-                if serving.spare == Spare::None
-                    && (!g.hope.is_empty() || serving.sweep_due().is_some_and(|at| now >= at)) =>
-            {
-                self.rescue(g, serving, Vec::new());
-                None
-            }
-            Silence::Guilty => match &serving.spare {
-                Spare::Ready { .. } => {
-                    g.turn.ask(Action::HangUp { attempt: serving.session.attempt, goodbye: Goodbye::Abort });
-                    let session = serving.session;
-                    g.reach.bad(now, session.interface, Reason::AcknowledgementLimit);
-                    g.outages.began(g.turn, session.last_inbound, Reason::AcknowledgementLimit, true);
-                    g.line = Some(Line::Shut);
-                    let spare = core::mem::replace(&mut serving.spare, Spare::None);
-                    let (candidate, via) = serving.candidate_of(g, &spare)?;
-                    Some(self.carry_on(g, spare, candidate, via))
-                }
-                Spare::None
-                | Spare::Resting { .. }
-                | Spare::Dialling { .. }
-                | Spare::Finishing { .. }
-                | Spare::Moving { .. } => None,
-            },
-            Silence::Suspect => None,
-        }
-    }
-
-    /// Opens a second path, and asks the session for a sign of life so that the dead limit runs.
-    fn accuse(&mut self, g: &mut Ground, serving: &mut Serving) {
-        if !serving.session.is_asked() {
-            serving.session.asks(g.turn.now);
-            g.turn.ask(Action::Ping { attempt: serving.session.attempt });
-        }
-        match core::mem::replace(&mut serving.spare, Spare::None) {
-            Spare::None | Spare::Resting { .. } => self.rescue(g, serving, Vec::new()),
-            Spare::Dialling { interface, attempt, deadline, purpose: Purpose::Failback { .. } } => {
-                let purpose = Purpose::Rescue { tried: Vec::new() };
-                serving.spare = Spare::Dialling { interface, attempt, deadline, purpose };
-            }
-            // A planned move that is under way is the rescue.
-            other => serving.spare = other,
-        }
-    }
-
-    /// Dials the next interface that may rescue the session, if there is one.
-    fn rescue(&mut self, g: &mut Ground, serving: &mut Serving, tried: Vec<Name>) {
-        let now = g.turn.now;
-        let begun = *self.rescues_since.get_or_insert(now);
-        if now.since(begun) > HOUR {
-            self.rescues = 0;
-            self.rescues_since = Some(now);
-        }
-        let spent = self.rescues >= METERED_RESCUES;
-        let round = Round::plan(From::Next(serving.session.interface), g.walk, g.interfaces);
-        let fits = |name: &Name| {
-            *name != serving.session.interface
-                && !tried.contains(name)
-                && !(spent && g.interfaces.metered(*name, g.turn.settings))
-        };
-        let Some(name) = round.rest.into_iter().find(fits) else {
-            serving.swept = Some(now);
-            return;
-        };
-        if g.interfaces.metered(name, g.turn.settings) {
-            self.rescues += 1;
-        }
-        self.open_spare(g, serving, name, Purpose::Rescue { tried });
-    }
-
-    /// The suspect answered: the spare is closed, and this path is suspected less readily for a while.
-    fn acquit(&mut self, g: &mut Ground, serving: &mut Serving) {
-        let now = g.turn.now;
-        g.reach.suspected_in_vain(now, serving.session.interface);
-        serving.session.acquitted(g.reach.vain(now, serving.session.interface));
-        match &serving.spare {
-            Spare::Dialling { purpose: Purpose::Rescue { .. }, .. } | Spare::Ready { .. } => {
-                serving.drop_spare(g, Reason::User);
-            }
-            Spare::None
-            | Spare::Resting { .. }
-            | Spare::Dialling { .. }
-            | Spare::Finishing { .. }
-            | Spare::Moving { .. } => {}
-        }
-    }
-
-    /// Tries a better interface once it has held still.
-    fn failback(&mut self, g: &mut Ground, serving: &mut Serving) {
-        let quiet = serving.spare == Spare::None && !serving.suspected && serving.leaving.is_none();
-        if !quiet || !self.wants(g) || !serving.session.settled || g.turn.settings.failback != Failback::Auto {
-            return;
-        }
-        if let Some((name, at)) = self.failback_target(&g.view(), serving)
-            && g.turn.now >= at
-        {
-            self.open_spare(g, serving, name, Purpose::Failback { proofs: 0 });
-        }
-    }
-
-    /// An operator asked for this interface, once (R-CL-8): made before the session is given up.
-    pub fn visit(&mut self, g: &mut Ground, request: Request, name: Name) {
-        let readiness = g.interfaces.readiness(name);
-        let walk = core::mem::replace(&mut self.walk, Walk::Resting);
-        self.walk = match walk {
-            Walk::Serving(mut serving) => {
-                match readiness {
-                    Readiness::Ready => {
-                        serving.drop_spare(g, Reason::User);
-                        self.open_spare(g, &mut serving, name, Purpose::Visit { request });
-                    }
-                    Readiness::Not(reason) => {
-                        g.turn.ask(Action::Answer { request, outcome: Outcome::Failed(reason) });
-                    }
-                    Readiness::Coming(_) | Readiness::Activatable => {
-                        g.turn.ask(Action::Answer { request, outcome: Outcome::Failed(Reason::NoAddress) });
-                    }
-                }
-                Walk::Serving(serving)
-            }
-            other => other,
-        };
-    }
-
     /// Leaves when an operator's flush is through, or when nobody needs the session any more.
-    fn leave_if_due(&mut self, g: &mut Ground, mut serving: Box<Serving>) -> Walk {
+    pub fn leave_if_due(&mut self, g: &mut Ground, mut serving: Box<Serving>) -> Walk {
         let leaving = serving.leaving.is_some_and(|l| g.flow.empty || g.turn.now >= l.until);
         if leaving {
             self.intent = Intent::Off;
@@ -646,16 +361,8 @@ impl Failover {
 }
 
 /// Traffic goes back to a better interface: its record counts from now.
-fn note_return(g: &mut Ground, spare: &Spare) {
+pub fn note_return(g: &mut Ground, spare: &Spare) {
     if let Spare::Moving { interface, purpose: Purpose::Failback { .. }, .. } = spare {
         g.reach.returned(g.turn.now, *interface);
-    }
-}
-
-/// How long a rescue may take before the next interface is tried: several may have died together.
-fn rescue_limit(class: Option<Class>) -> Duration {
-    match class {
-        Some(Class::Cell) => Duration::from_secs(4),
-        Some(Class::Ethernet | Class::Wifi) | None => Duration::from_secs(2),
     }
 }

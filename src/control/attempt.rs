@@ -1,0 +1,216 @@
+//! One candidate of a round: dialled, welcomed, or failed, and what a failure says of the others.
+//!
+//! A fault of the path sends the walk on at once; a fault of the server ends the round, because every path leads to the
+//! same server, but for now and then; refused credentials and a stolen identity end it always (R-IF-10, R-CS-5, R-CS-10).
+//! Every attempt has its own limit, so nobody has to answer for the walk to go on (R-CL-5).
+
+use core::time::Duration;
+
+use crate::action::{Action, Goodbye, Outcome};
+use crate::backoff::QUICK_PHASE;
+use crate::event::{Event, Step, Version};
+use crate::failover::{Failover, Walk};
+use crate::ground::Ground;
+use crate::interfaces::Readiness;
+use crate::name::{Class, Name};
+use crate::reason::{Blame, Reason};
+use crate::round::{Candidate, Round, dial_limit};
+use crate::time::Instant;
+
+/// From CONNECT to CONNACK; the path has already proved itself, so this is the server's time.
+pub const CONNACK_LIMIT: Duration = Duration::from_secs(10);
+/// While the server itself refuses, other paths are tried only this often: they lead to the same server.
+const FULL_WALK_SERVER: Duration = Duration::from_secs(300);
+/// A server that hangs up without a word is asked in the other version once in so many rounds.
+const OTHER_VERSION_EVERY: u32 = 2;
+
+impl Failover {
+    pub fn next_candidate(&mut self, g: &mut Ground, mut round: Round) -> Walk {
+        while let Some(interface) = round.rest.pop_front() {
+            if g.interfaces.readiness(interface) == Readiness::Ready {
+                let servers_left = g.turn.settings.servers.saturating_sub(1);
+                return self.dial(g, round, interface, self.server, servers_left, None);
+            }
+        }
+        self.round_failed(g, round)
+    }
+
+    pub fn dial(
+        &mut self,
+        g: &mut Ground,
+        round: Round,
+        interface: Name,
+        server: u8,
+        servers_left: u8,
+        other_version: Option<Version>,
+    ) -> Walk {
+        let attempt = g.turn.number();
+        let limit = self.dial_limit(g, interface);
+        g.outages.tried(interface);
+        g.turn.ask(Action::Dial { interface, server, attempt });
+        let candidate = Candidate {
+            interface,
+            server,
+            servers_left,
+            attempt,
+            born: g.turn.now,
+            deadline: g.turn.now + limit,
+            step: Step::Resolving,
+            connecting: false,
+            version: other_version.unwrap_or(self.version(server)),
+            other_version: other_version.is_some(),
+        };
+        Walk::Trying { candidate, round }
+    }
+
+    pub fn dial_limit(&self, g: &Ground, interface: Name) -> Duration {
+        let class = g.interfaces.class(interface).unwrap_or(Class::Ethernet);
+        let alone = g.ready_count() < 2;
+        dial_limit(class, alone, self.failed_rounds, g.uplink(interface).connect_timeout)
+    }
+
+    pub fn trying(&mut self, g: &mut Ground, mut candidate: Candidate, mut round: Round) -> Walk {
+        let own = candidate.attempt;
+        if !g.hope.is_empty() && round.via.is_none() {
+            // What has just become ready is tried in this round, and this candidate is alone no more.
+            round.admit(g.hope, g.walk);
+            if !candidate.connecting {
+                candidate.deadline = candidate.deadline.min(candidate.born + self.dial_limit(g, candidate.interface));
+            }
+        }
+        if let Some(reason) = g.interfaces.dead(candidate.interface) {
+            if candidate.connecting {
+                self.abandoned = Some(g.turn.now);
+            }
+            g.turn.ask(Action::HangUp { attempt: own, goodbye: Goodbye::Abort });
+            return self.candidate_failed(g, candidate, round, reason);
+        }
+        let ended = match *g.event {
+            Event::DialFailed { attempt, .. } | Event::Closed { attempt, .. } => attempt == own,
+            _ => false,
+        };
+        if round.via.is_none() && !ended && !self.wants(g) {
+            g.turn.ask(Action::HangUp { attempt: own, goodbye: Goodbye::Abort });
+            return Walk::Resting;
+        }
+        match *g.event {
+            Event::DialProgressed { attempt, step } if attempt == own => candidate.step = step,
+            Event::Dialled { attempt } if attempt == own && !candidate.connecting => {
+                g.reach.good(candidate.interface);
+                self.say_connect(g, &mut candidate);
+            }
+            Event::DialFailed { attempt, reason, .. } | Event::Closed { attempt, reason, .. } if attempt == own => {
+                return self.candidate_failed(g, candidate, round, reason);
+            }
+            Event::Connected { attempt, present, window, keep_alive } if attempt == own && candidate.connecting => {
+                return self.connected(g, &candidate, round.via, present, window, keep_alive);
+            }
+            _ => {}
+        }
+        if g.turn.now >= candidate.deadline {
+            if candidate.connecting {
+                self.abandoned = Some(g.turn.now);
+            }
+            g.turn.ask(Action::HangUp { attempt: own, goodbye: Goodbye::Abort });
+            let (reason, _) = candidate.timed_out();
+            return self.candidate_failed(g, candidate, round, reason);
+        }
+        Walk::Trying { candidate, round }
+    }
+
+    /// Sends CONNECT on a dialled connection.
+    pub fn say_connect(&mut self, g: &mut Ground, candidate: &mut Candidate) {
+        candidate.connecting = true;
+        candidate.step = Step::Handshake;
+        candidate.deadline = g.turn.now + CONNACK_LIMIT;
+        g.turn.ask(Action::Connect {
+            attempt: candidate.attempt,
+            version: candidate.version,
+            keep_alive: g.uplink(candidate.interface).keep_alive,
+        });
+    }
+
+    /// The version that a server is known to speak, else 5.
+    pub fn version(&self, server: u8) -> Version {
+        self.versions.get(&server).copied().unwrap_or(Version::V5)
+    }
+
+    pub fn candidate_failed(&mut self, g: &mut Ground, candidate: Candidate, mut round: Round, reason: Reason) -> Walk {
+        let now = g.turn.now;
+        g.reach.bad(now, candidate.interface, reason);
+        if self.wants(g) {
+            g.outages.began(g.turn, self.started, reason, false);
+        }
+        g.outages.failed(reason);
+        if reason == Reason::Refused {
+            // Nobody listened for a moment: it was a restart, and no twin.
+            self.kicks = 0;
+        }
+        round.note(reason);
+        // A server that knows only 3.1.1 says so, or hangs up without a word. One that has said yes before and hangs
+        // up is being stopped, unless it goes on so.
+        let turn = if self.versions.contains_key(&candidate.server) { OTHER_VERSION_EVERY - 1 } else { 0 };
+        let silent_refusal = candidate.connecting
+            && reason == Reason::ServerShutDown
+            && self.failed_rounds % OTHER_VERSION_EVERY == turn;
+        let other = match candidate.version {
+            Version::V5 => Version::V311,
+            Version::V311 => Version::V5,
+        };
+        if reason == Reason::Version {
+            self.versions.insert(candidate.server, other);
+        }
+        if (reason == Reason::Version || silent_refusal) && !candidate.other_version {
+            let Candidate { interface, server, servers_left, .. } = candidate;
+            return self.dial(g, round, interface, server, servers_left, Some(other));
+        }
+        let blame = reason.blame();
+        if candidate.servers_left > 0 && matches!(blame, Blame::Path | Blame::Server) {
+            let server = (candidate.server + 1) % g.turn.settings.servers.max(1);
+            let left = candidate.servers_left - 1;
+            if g.interfaces.readiness(candidate.interface) == Readiness::Ready {
+                return self.dial(g, round, candidate.interface, server, left, None);
+            }
+        }
+        let walk_on = match blame {
+            Blame::Path | Blame::Ours => true,
+            Blame::Server => self.other_paths_due(now) || round.only_fresh(),
+            Blame::Credentials | Blame::Identity => false,
+        };
+        if walk_on { self.next_candidate(g, round) } else { self.round_failed(g, round) }
+    }
+
+    /// The server refuses: whether it is time to see if it refuses over other paths as well. A firewall that
+    /// refuses in its name looks the same.
+    pub fn other_paths_due(&mut self, now: Instant) -> bool {
+        let long_enough = self.backoff.server_since().is_some_and(|since| now.since(since) >= QUICK_PHASE);
+        let due = long_enough && self.last_full.is_none_or(|at| now >= at + FULL_WALK_SERVER);
+        if due {
+            self.last_full = Some(now);
+        }
+        due
+    }
+
+    pub fn round_failed(&mut self, g: &mut Ground, round: Round) -> Walk {
+        let now = g.turn.now;
+        let reason = round.verdict().unwrap_or(Reason::NoLink);
+        if let Some(request) = round.via {
+            return self.fail_via(g, request, reason);
+        }
+        self.failed_rounds = self.failed_rounds.saturating_add(1);
+        self.server = 0;
+        self.answer_all(g, Outcome::Failed(reason));
+        let by_path = reason.blame() == Blame::Path;
+        if by_path && !self.all_paths_failed {
+            self.last_full = Some(now);
+        }
+        self.all_paths_failed = by_path;
+        let wait = self.backoff.next(now, reason, g.turn.settings, g.turn.dice);
+        self.told = false;
+        self.since = now;
+        if !self.wants(g) {
+            return Walk::Resting;
+        }
+        Walk::Waiting { until: now + wait, cause: reason }
+    }
+}

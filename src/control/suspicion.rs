@@ -1,0 +1,157 @@
+//! Suspicion: silence while an answer is owed.
+//!
+//! A suspect is asked for a sign of life, and a second path is opened at once; whichever proves itself first carries the
+//! session. A suspect that answers is innocent: the spare is closed, and the path is suspected less readily for a while. So
+//! slow is never punished, and dead is never waited for. On metered interfaces the spares are bounded by the hour.
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use crate::action::{Action, Goodbye};
+use crate::event::Event;
+use crate::failover::{Failover, Walk};
+use crate::ground::{Ground, Line};
+use crate::name::{Class, Name};
+use crate::reason::Reason;
+use crate::round::{From, Round};
+use crate::serving::Serving;
+use crate::session::{Session, Silence};
+use crate::spare::{Purpose, Spare};
+use crate::time::Instant;
+
+/// That many sessions in a row, ended by the server without a reason within this time, mean that somebody else uses our
+/// identity.
+const TWIN_KICKS: u32 = 3;
+const TWIN_SESSION: Duration = Duration::from_secs(10);
+/// Spares opened on suspicion over metered interfaces, at most per hour: each costs a handshake.
+const METERED_RESCUES: u32 = 12;
+const HOUR: Duration = Duration::from_secs(3600);
+
+impl Failover {
+    /// Silence while an answer is owed.
+    pub fn suspicion(&mut self, g: &mut Ground, serving: &mut Serving) -> Option<Walk> {
+        let now = g.turn.now;
+        if serving.leaving.is_some() {
+            return None;
+        }
+        if matches!(g.event, Event::Acked { attempt, .. } if *attempt == serving.session.attempt) {
+            // Whether bytes came in with it is told next.
+            return None;
+        }
+        match serving.session.silence(now, g.flow.oldest_sent) {
+            Silence::Innocent => {
+                if core::mem::take(&mut serving.suspected) {
+                    self.acquit(g, serving);
+                }
+                None
+            }
+            Silence::Suspect | Silence::Guilty if !serving.suspected => {
+                serving.suspected = true;
+                self.accuse(g, serving);
+                None
+            }
+            // Every rescue failed, but another way has just come up, or it is time to try them all again.
+            Silence::Suspect | Silence::Guilty
+                if serving.spare == Spare::None
+                    && (!g.hope.is_empty() || serving.sweep_due().is_some_and(|at| now >= at)) =>
+            {
+                self.rescue(g, serving, Vec::new());
+                None
+            }
+            Silence::Guilty => match &serving.spare {
+                Spare::Ready { .. } => {
+                    g.turn.ask(Action::HangUp { attempt: serving.session.attempt, goodbye: Goodbye::Abort });
+                    let session = serving.session;
+                    g.reach.bad(now, session.interface, Reason::AcknowledgementLimit);
+                    g.outages.began(g.turn, session.last_inbound, Reason::AcknowledgementLimit, true);
+                    g.line = Some(Line::Shut);
+                    let spare = core::mem::replace(&mut serving.spare, Spare::None);
+                    let (candidate, via) = serving.candidate_of(g, &spare)?;
+                    Some(self.carry_on(g, spare, candidate, via))
+                }
+                Spare::None
+                | Spare::Resting { .. }
+                | Spare::Dialling { .. }
+                | Spare::Finishing { .. }
+                | Spare::Moving { .. } => None,
+            },
+            Silence::Suspect => None,
+        }
+    }
+
+    /// Opens a second path, and asks the session for a sign of life so that the dead limit runs.
+    pub fn accuse(&mut self, g: &mut Ground, serving: &mut Serving) {
+        if !serving.session.is_asked() {
+            serving.session.asks(g.turn.now);
+            g.turn.ask(Action::Ping { attempt: serving.session.attempt });
+        }
+        match core::mem::replace(&mut serving.spare, Spare::None) {
+            Spare::None | Spare::Resting { .. } => self.rescue(g, serving, Vec::new()),
+            Spare::Dialling { interface, attempt, deadline, purpose: Purpose::Failback { .. } } => {
+                let purpose = Purpose::Rescue { tried: Vec::new() };
+                serving.spare = Spare::Dialling { interface, attempt, deadline, purpose };
+            }
+            // A planned move that is under way is the rescue.
+            other => serving.spare = other,
+        }
+    }
+
+    /// Dials the next interface that may rescue the session, if there is one.
+    pub fn rescue(&mut self, g: &mut Ground, serving: &mut Serving, tried: Vec<Name>) {
+        let now = g.turn.now;
+        let begun = *self.rescues_since.get_or_insert(now);
+        if now.since(begun) > HOUR {
+            self.rescues = 0;
+            self.rescues_since = Some(now);
+        }
+        let spent = self.rescues >= METERED_RESCUES;
+        let round = Round::plan(From::Next(serving.session.interface), g.walk, g.interfaces);
+        let fits = |name: &Name| {
+            *name != serving.session.interface
+                && !tried.contains(name)
+                && !(spent && g.interfaces.metered(*name, g.turn.settings))
+        };
+        let Some(name) = round.rest.into_iter().find(fits) else {
+            serving.swept = Some(now);
+            return;
+        };
+        if g.interfaces.metered(name, g.turn.settings) {
+            self.rescues += 1;
+        }
+        self.open_spare(g, serving, name, Purpose::Rescue { tried });
+    }
+
+    /// The suspect answered: the spare is closed, and this path is suspected less readily for a while.
+    pub fn acquit(&mut self, g: &mut Ground, serving: &mut Serving) {
+        let now = g.turn.now;
+        g.reach.suspected_in_vain(now, serving.session.interface);
+        serving.session.acquitted(g.reach.vain(now, serving.session.interface));
+        match &serving.spare {
+            Spare::Dialling { purpose: Purpose::Rescue { .. }, .. } | Spare::Ready { .. } => {
+                serving.drop_spare(g, Reason::User);
+            }
+            Spare::None
+            | Spare::Resting { .. }
+            | Spare::Dialling { .. }
+            | Spare::Finishing { .. }
+            | Spare::Moving { .. } => {}
+        }
+    }
+
+    /// Servers of MQTT 3.1.1, and some of 5, end the old connection without a word when another client takes the
+    /// identity. Sessions that a healthy server ends again and again, each soon after it has opened, look just so
+    /// (R-CS-5).
+    pub fn suspect_twin(&mut self, now: Instant, lost: &Session, reason: Reason) -> Reason {
+        let kicked = reason == Reason::ServerShutDown && now.since(lost.opened) < TWIN_SESSION;
+        self.kicks = if kicked { self.kicks.saturating_add(1) } else { 0 };
+        if self.kicks >= TWIN_KICKS { Reason::SessionTakenOver } else { reason }
+    }
+}
+
+/// How long a rescue may take before the next interface is tried: several may have died together.
+pub fn rescue_limit(class: Option<Class>) -> Duration {
+    match class {
+        Some(Class::Cell) => Duration::from_secs(4),
+        Some(Class::Ethernet | Class::Wifi) | None => Duration::from_secs(2),
+    }
+}
