@@ -96,45 +96,14 @@ pub fn glob(pattern: &str, text: &str) -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::config::{Cloud, LocalConfig, OutboxConfig, SocketOptions, UplinkConfig};
-    use std::time::Duration;
-    use switchback_control::Settings;
 
-    /// A configuration in which only the `match` rules mean something.
+    /// The defaults with these `match` rules.
     pub(crate) fn config(rules: [&[Match]; 3]) -> Config {
-        let uplink = |matches: &[Match]| UplinkConfig {
-            matches: matches.to_vec(),
-            socket: SocketOptions {
-                keepalive_idle: Duration::from_secs(20),
-                keepalive_interval: Duration::from_secs(5),
-                keepalive_count: 3,
-                user_timeout: Duration::from_secs(35),
-                send_buffer: None,
-            },
-        };
-        Config {
-            settings: Settings::default(),
-            cloud: Cloud {
-                servers: Vec::new(),
-                client_id: String::new(),
-                ca_file: None,
-                cert_file: None,
-                key_file: None,
-                username: None,
-                password_file: None,
-                base: String::new(),
-                session_expiry: Duration::ZERO,
-                will_delay: Duration::ZERO,
-            },
-            classes: rules.map(uplink),
-            named: Vec::new(),
-            outbox: OutboxConfig { max_size: 0, commit_interval: None },
-            publish: Vec::new(),
-            subscribe: Vec::new(),
-            local: LocalConfig { mqtt: None },
-            status_listen: None,
-            hash: String::new(),
+        let mut config = Config::defaults();
+        for (class, matches) in config.classes.iter_mut().zip(rules) {
+            class.matches = matches.to_vec();
         }
+        config
     }
 
     fn name(text: &str) -> Name {
