@@ -7,6 +7,7 @@
 mod story;
 mod world;
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,6 +24,10 @@ const FIRST_SEED: u64 = 1;
 /// Lines of journal shown of a failure.
 const SHOWN: usize = 60;
 
+thread_local! {
+    static PLACE: Cell<String> = const { Cell::new(String::new()) };
+}
+
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().and_then(|v| v.parse().ok())
 }
@@ -33,7 +38,9 @@ fn run(seed: u64, record: bool) -> (Result<Summary, String>, Vec<String>) {
     let result = catch_unwind(AssertUnwindSafe(|| world.run()));
     let result = result.map_err(|e| {
         let text = e.downcast_ref::<String>().cloned();
-        text.or_else(|| e.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_default()
+        let text = text.or_else(|| e.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_default();
+        // A panic of the heart itself does not name its seed.
+        if text.starts_with("seed ") { text } else { format!("seed {seed} at 0s: {} panics: {text}", PLACE.take()) }
     });
     (result, world.journal())
 }
@@ -53,7 +60,8 @@ fn report(seed: u64, what: &str) -> String {
 
 #[test]
 fn thousands_of_rough_hours_break_nothing() {
-    std::panic::set_hook(Box::new(|_| {}));
+    // Worlds end by panicking, quietly; where, is kept for the report.
+    std::panic::set_hook(Box::new(|info| PLACE.set(info.location().map(|l| format!("{l}")).unwrap_or_default())));
     if let Some(seed) = number("SWITCHBACK_SIM_SEED") {
         let (result, _) = run(seed, false);
         match result {
