@@ -39,11 +39,10 @@ fn about(status: &Status, now: Instant, uplink: &UplinkStatus, place: usize, car
     match (uplink.usable, better, why_not) {
         (false, _, Some(why)) => format!("{who} cannot be used: {why}."),
         (false, _, None) => format!("{who} is not up: {}.", uplink.state),
+        (true, _, Some(why)) if carrier.is_none() => format!("{who} is up, but its last try failed: {why}."),
+        (true, _, None) if carrier.is_none() => format!("{who} is ready."),
         (true, true, Some(why)) => format!("{who} stands higher in the list, but its last try failed: {why}."),
-        (true, true, None) if carrier.is_some() => {
-            format!("{who} stands higher in the list and has to hold still first.")
-        }
-        (true, true, None) => format!("{who} is ready."),
+        (true, true, None) => format!("{who} stands higher in the list and has to hold still first."),
         (true, false, Some(why)) => format!("{who} stands lower in the list; its last try failed: {why}."),
         (true, false, None) if uplink.metered => format!("{who} is ready, stands lower in the list, and costs money."),
         (true, false, None) => format!("{who} is ready and stands lower in the list."),
@@ -113,6 +112,26 @@ pub fn in_words(reason: Reason) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn without_a_session_nothing_stands_higher_than_anything() {
+        use switchback_control::{Class, Control, Device, Event, Name, Saved, Settings, Stage};
+        let start = Instant::from_millis(0);
+        let unreleased = switchback_control::Unreleased::default();
+        let mut control = Control::restore(Settings::default(), Saved::default(), &unreleased, 0, 1, start);
+        let device = Device {
+            class: Class::Ethernet,
+            ip_interface: None,
+            stage: Stage::Activated,
+            address: true,
+            metered: None,
+        };
+        let interface = Name::new("eth0").unwrap();
+        control.step(start, &Event::DeviceSeen { interface, device });
+        let document = explain_document(&control.status(), start);
+        assert_eq!(document["uplinks"][0], "eth0 (ethernet) is ready.");
+        assert_eq!(document["next"], "Next: the attempt under way has come to resolving.");
+    }
 
     #[test]
     fn every_reason_ends_with_its_own_word_for_searching() {
