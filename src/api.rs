@@ -11,8 +11,8 @@ mod explain;
 mod verb;
 
 pub use document::{
-    Live, LiveOutbox, LiveSession, LiveUplink, PublishResult, WallClock, event_document, failover_document,
-    publish_document, result_document, rfc3339_ms, rfc3339_us, status_document,
+    Live, LiveOutbox, LiveSession, LiveUplink, PublishResult, WallClock, failover_document, publish_document,
+    result_document, rfc3339_ms, rfc3339_us, status_document,
 };
 pub use explain::{explain_document, in_words};
 pub use verb::{

@@ -286,17 +286,6 @@ pub fn result_document(result: &str, uplink: Option<Name>) -> Map<String, Value>
     document
 }
 
-/// One line of the black box as `events` gives it. `kind` is `event`, `action` or `note`.
-pub fn event_document(wall_us: i64, uptime_ms: u64, boot: &str, kind: &str, line: &str) -> Map<String, Value> {
-    let mut document = Map::new();
-    document.insert("time".into(), rfc3339_us(wall_us).into());
-    document.insert("uptime_ms".into(), uptime_ms.into());
-    document.insert("boot".into(), boot.into());
-    document.insert("kind".into(), kind.into());
-    document.insert("line".into(), line.into());
-    document
-}
-
 #[cfg(test)]
 mod tests {
     use switchback_control::status::{DeliveryStatus, FailbackStatus, SessionStatus, State};

@@ -112,7 +112,7 @@ impl Failover {
                 self.abandoned = Some(g.turn.now);
             }
             g.turn.ask(Action::HangUp { attempt: own, goodbye: Goodbye::Abort });
-            let (reason, _) = candidate.timed_out();
+            let reason = candidate.timed_out();
             return self.candidate_failed(g, candidate, round, reason);
         }
         Walk::Trying { candidate, round }

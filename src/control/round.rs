@@ -54,13 +54,12 @@ pub struct Candidate {
 
 impl Candidate {
     /// What to call it when its deadline passes.
-    pub fn timed_out(&self) -> (Reason, bool) {
+    pub fn timed_out(&self) -> Reason {
         match self.step {
-            Step::Resolving => (Reason::Dns, false),
-            Step::Handshake => (Reason::TimeLimit, true),
-            Step::Connecting => (Reason::NoServer, false),
-            Step::Joining | Step::Sim | Step::Registering | Step::Bearer | Step::Addressing => {
-                (Reason::TimeLimit, false)
+            Step::Resolving => Reason::Dns,
+            Step::Connecting => Reason::NoServer,
+            Step::Handshake | Step::Joining | Step::Sim | Step::Registering | Step::Bearer | Step::Addressing => {
+                Reason::TimeLimit
             }
         }
     }

@@ -40,11 +40,6 @@ pub fn wall_at(moment: Instant) -> Timestamp {
     at(wall(), now(), moment)
 }
 
-/// RFC 3339 in UTC with milliseconds, as status documents carry it.
-pub fn rfc3339(moment: Instant) -> String {
-    format!("{:.3}", wall_at(moment))
-}
-
 /// The kernel's identity of this boot, 36 characters; empty where `/proc` is missing.
 pub fn boot_id() -> String {
     std::fs::read_to_string(BOOT_ID).map(|id| id.trim().to_owned()).unwrap_or_default()
