@@ -160,6 +160,10 @@ impl Daemon {
             Action::Connect { attempt, version, keep_alive } => cloud.connect(attempt, version, keep_alive),
             Action::HangUp { attempt, goodbye } => cloud.hang_up(attempt, goodbye),
             Action::Ping { attempt } => cloud.ping(attempt),
+            Action::Measure { attempt } => cloud.measure(attempt),
+            Action::Prefer { interface } => network_manager.prefer(interface),
+            // The journal has noted it.
+            Action::Record(_) => {}
             Action::Drain { attempt } => cloud.drain(attempt),
             Action::Admit { ticket, seq } => corridor.admit(ticket, seq),
             Action::Transmit { attempt, seq, again } => cloud.transmit(attempt, seq, again),

@@ -166,6 +166,7 @@ fn tells_something(event: &Event, deeds: bool) -> bool {
         | Event::Offered { .. }
         | Event::Stored { .. }
         | Event::Drained { .. }
+        | Event::Measured { .. }
         | Event::DialProgressed { .. } => false,
         Event::DeadlineReached => deeds,
         Event::LinkChanged { .. }
@@ -173,6 +174,7 @@ fn tells_something(event: &Event, deeds: bool) -> bool {
         | Event::AddressChanged { .. }
         | Event::DeviceSeen { .. }
         | Event::DeviceGone { .. }
+        | Event::AccessPointLost { .. }
         | Event::NetworkManagerChanged { .. }
         | Event::ActivationRefused { .. }
         | Event::Dialled { .. }
@@ -188,7 +190,7 @@ fn tells_something(event: &Event, deeds: bool) -> bool {
 }
 
 fn is_worth_a_line(action: &Action) -> bool {
-    !action.is_message() && !matches!(action, Action::Ping { .. } | Action::Drain { .. })
+    !action.is_message() && !matches!(action, Action::Ping { .. } | Action::Measure { .. } | Action::Drain { .. })
 }
 
 fn say(sentence: &str, after: &Summary) {

@@ -24,7 +24,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use switchback_control::{Action, Attempt, Control, Event, Instant, Name, Reason, Saved, Unreleased};
+use switchback_control::{Action, Attempt, Control, Event, Instant, Measure, Name, Reason, Saved, Unreleased};
 
 use story::{Heading, Reader};
 
@@ -43,7 +43,7 @@ enum Path {
 fn attempt_of(event: &Event) -> Option<Attempt> {
     match event {
         Event::Ponged { attempt }
-        | Event::Dialled { attempt }
+        | Event::Dialled { attempt, .. }
         | Event::DialFailed { attempt, .. }
         | Event::Connected { attempt, .. }
         | Event::Settled { attempt } => Some(*attempt),
@@ -245,7 +245,7 @@ impl Teller {
             let refused = Event::DialFailed { attempt, reason: Reason::Refused, heard: true };
             self.own.push((self.now + PONG_AFTER, refused));
         } else if self.paths.contains_key(&interface) {
-            self.own.push((self.now + PONG_AFTER, Event::Dialled { attempt }));
+            self.own.push((self.now + PONG_AFTER, Event::Dialled { attempt, measure: Measure::default() }));
         }
     }
 

@@ -10,8 +10,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use switchback_control::{
-    Attempt, Class, Command, Device, Event, Failback, Mode, Name, Reason, Request, Selector, Seq, Settings, Stage,
-    Standby, Start, Step, Ticket,
+    Attempt, Class, Command, Device, Event, Failback, Measure, Mode, Name, Order, Reason, Request, Selector, Seq,
+    Settings, Stage, Standby, Start, Step, Ticket,
 };
 
 /// Everything the settings line of a story can say.
@@ -113,6 +113,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).ok_or_else(bad)?;
     let (number, unit) = text.split_at(unit_at);
     let scale = match unit {
+        "us" => 0.001,
         "ms" => 1.0,
         "s" => 1000.0,
         "min" => 60_000.0,
@@ -120,7 +121,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err(bad()),
     };
     let number: f64 = number.parse().map_err(|_| bad())?;
-    Ok(Duration::from_millis((number * scale).round() as u64))
+    Ok(Duration::from_micros((number * scale * 1000.0).round() as u64))
 }
 
 /// The shortest text of a number of milliseconds: `60s`, `1.5s`.
@@ -185,7 +186,9 @@ impl Reader {
                 attempt: number(n)?,
                 step: step(word).ok_or_else(|| format!("not a step: {word:?}"))?,
             },
-            ["dialled", n] => Event::Dialled { attempt: number(n)? },
+            ["dialled", n, rest @ ..] => Event::Dialled { attempt: number(n)?, measure: measure(rest)? },
+            ["measured", n, rest @ ..] => Event::Measured { attempt: number(n)?, measure: measure(rest)? },
+            ["access", "point", name, "lost"] => Event::AccessPointLost { interface: parse(name)? },
             ["connected", n, present @ ("resumed" | "fresh"), "window", w, "keep-alive", k] => Event::Connected {
                 attempt: number(n)?,
                 present: *present == "resumed",
@@ -223,6 +226,12 @@ impl Reader {
             ["list", items @ ..] => {
                 Command::SetList { list: items.iter().map(|i| parse::<Selector>(i)).collect::<Result<_, _>>()? }
             }
+            ["failback", "now"] => Command::Failback { request: self.request(), order: Order::Now },
+            ["failback", word @ ("auto" | "never"), "for", limit] => {
+                let failback = if *word == "auto" { Failback::Auto } else { Failback::Never };
+                Command::Failback { request: self.request(), order: Order::From(failback, duration(limit)?) }
+            }
+            ["inhibit", limit] => Command::Inhibit { request: self.request(), limit: duration(limit)? },
             ["stop"] => Command::Stop,
             _ => return Err(format!("cannot read the command {words:?}")),
         })
@@ -266,6 +275,16 @@ fn device(class: &str, words: &[&str]) -> Result<Device, String> {
     Ok(device)
 }
 
+fn measure(words: &[&str]) -> Result<Measure, String> {
+    match words {
+        [] => Ok(Measure::default()),
+        ["rtt", rtt, "sent", sent, "again", again] => {
+            Ok(Measure { round_trip: duration(rtt)?, sent: parse(sent)?, again: parse(again)? })
+        }
+        _ => Err(format!("cannot read {words:?}")),
+    }
+}
+
 /// Whether the event belongs to the message traffic, which stories show only on request.
 pub fn is_message(event: &Event) -> bool {
     matches!(
@@ -277,5 +296,6 @@ pub fn is_message(event: &Event) -> bool {
             | Event::Heard { .. }
             | Event::Ponged { .. }
             | Event::Drained { .. }
+            | Event::Measured { .. }
     )
 }

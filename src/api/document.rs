@@ -309,6 +309,9 @@ mod tests {
             usable,
             reason,
             metered: class == Class::Cell,
+            round_trip: None,
+            loss: None,
+            warm: false,
         };
         Status {
             state: State::OnlineOnBackup,
@@ -343,6 +346,10 @@ mod tests {
                 attempts: 2,
                 uplinks_tried: 2,
             }),
+            failback_mode: switchback_control::Failback::Auto,
+            failback_until: None,
+            inhibited_until: None,
+            last_switch: None,
             failback: Some(FailbackStatus {
                 target: name("wlan0"),
                 eligible_at: Some(at(130_000)),

@@ -97,7 +97,9 @@ pub const KEYS: &[Key] = &[
     key("failover.hold_down", time(0, H)),
     key("uplink.*.match", Kind::List),
     key("uplink.*.metered", Kind::Flag),
-    key("uplink.*.standby", Kind::Word(&["off", "up"])),
+    key("uplink.*.standby", Kind::Word(&["off", "up", "warm"])),
+    // Shorter is a storm at the broker; longer outlives what most networks on the way remember.
+    key("uplink.*.warm_renew", time(5 * S, 5 * MIN)),
     key("uplink.*.connect_timeout", time(5 * S, H)),
     // MQTT counts the keep alive in 16 bits of seconds, but no path stays open that long.
     key("uplink.*.keep_alive", seconds(5 * S, 2 * H)),

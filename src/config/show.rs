@@ -140,8 +140,10 @@ fn uplink(out: &mut String, name: &str, uplink: &Uplink, adapter: &UplinkConfig,
     let standby = match uplink.standby {
         Standby::Off => "off",
         Standby::Up => "up",
+        Standby::Warm => "warm",
     };
     writeln!(out, "standby = \"{standby}\"")?;
+    writeln!(out, "warm_renew = {}", time(uplink.warm_renew))?;
     writeln!(out, "connect_timeout = {}", time(uplink.connect_timeout))?;
     writeln!(out, "keep_alive = {}", time(uplink.keep_alive))?;
     writeln!(out, "ping_after = {}", uplink.ping_after.map_or("\"off\"".into(), time))?;

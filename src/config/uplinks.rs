@@ -84,6 +84,7 @@ struct Given {
     matches: Vec<Match>,
     metered: Option<Seen<Option<bool>>>,
     standby: Option<Standby>,
+    warm_renew: Option<Seen<Duration>>,
     connect_timeout: Option<Seen<Duration>>,
     keep_alive: Option<Seen<Duration>>,
     ping_after: Option<Seen<Option<Duration>>>,
@@ -103,6 +104,7 @@ impl Given {
             matches: self.matches,
             metered: self.metered.or(below.metered),
             standby: self.standby.or(below.standby),
+            warm_renew: self.warm_renew.or(below.warm_renew),
             connect_timeout: self.connect_timeout.or(below.connect_timeout),
             keep_alive: self.keep_alive.or(below.keep_alive),
             ping_after: self.ping_after.or(below.ping_after),
@@ -145,10 +147,12 @@ fn given(reader: &mut Reader, section: &Section<'_>) -> Given {
     Given {
         matches,
         metered: reader.flag(section, "metered"),
-        standby: reader.word(section, "standby", &["warm"]).map(|seen| match seen.value.as_str() {
+        standby: reader.word(section, "standby", &[]).map(|seen| match seen.value.as_str() {
             "off" => Standby::Off,
+            "warm" => Standby::Warm,
             _ => Standby::Up,
         }),
+        warm_renew: reader.duration(section, "warm_renew"),
         connect_timeout: reader.duration(section, "connect_timeout"),
         keep_alive: reader.duration(section, "keep_alive"),
         ping_after: reader.duration_or_word(section, "ping_after"),
@@ -169,6 +173,7 @@ fn resolve(reader: &mut Reader, given: &Given, class: Class) -> (Uplink, UplinkC
     let uplink = Uplink {
         metered: given.metered.as_ref().map_or(default.metered, |seen| seen.value),
         standby: given.standby.unwrap_or(default.standby),
+        warm_renew: value(&given.warm_renew, default.warm_renew),
         connect_timeout: value(&given.connect_timeout, default.connect_timeout),
         keep_alive,
         // The built-in ping gives way to a shorter keep alive; one that was asked for is an error below.

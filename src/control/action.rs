@@ -11,6 +11,7 @@ use alloc::vec::Vec;
 use crate::event::{Attempt, Request, Seq, Ticket, Version};
 use crate::name::{Name, Selector};
 use crate::reason::Reason;
+use crate::switch::Switch;
 
 /// The one value that survives a restart.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -85,6 +86,10 @@ pub enum Action {
     Ping {
         attempt: Attempt,
     },
+    /// Report what the kernel has counted on this connection.
+    Measure {
+        attempt: Attempt,
+    },
     /// Report whether the kernel's send queue is empty.
     Drain {
         attempt: Attempt,
@@ -95,7 +100,8 @@ pub enum Action {
         ticket: Ticket,
         seq: Seq,
     },
-    /// Hand the message to the connection; `again` when it may have been sent before.
+    /// Hand the message to the connection; `again` when it may have been sent before. On a session that is resumed this
+    /// may come before CONNACK: the message goes out right behind CONNECT (R-CS-4).
     Transmit {
         attempt: Attempt,
         seq: Seq,
@@ -122,6 +128,13 @@ pub enum Action {
         seq: Seq,
     },
 
+    /// Give the host's own traffic this interface too, by the lowest route metric (`manage_routes`); none gives every
+    /// route back as the profiles say.
+    Prefer {
+        interface: Option<Name>,
+    },
+    /// Traffic has moved to another interface: the one record of it (R-FX-15).
+    Record(Switch),
     Answer {
         request: Request,
         outcome: Outcome,
@@ -155,8 +168,11 @@ impl Action {
             | Action::Connect { .. }
             | Action::HangUp { .. }
             | Action::Ping { .. }
+            | Action::Measure { .. }
             | Action::Drain { .. }
             | Action::SetAside { .. }
+            | Action::Prefer { .. }
+            | Action::Record(_)
             | Action::Answer { .. }
             | Action::Notify(_)
             | Action::Exit => false,
@@ -198,6 +214,10 @@ impl fmt::Display for Action {
                 }
             ),
             Action::Ping { attempt } => write!(f, "ping {attempt}"),
+            Action::Measure { attempt } => write!(f, "measure {attempt}"),
+            Action::Prefer { interface: Some(name) } => write!(f, "prefer {name}"),
+            Action::Prefer { interface: None } => f.write_str("prefer none"),
+            Action::Record(switch) => write!(f, "record {switch}"),
             Action::Drain { attempt } => write!(f, "drain {attempt}"),
             Action::Admit { ticket, seq } => write!(f, "admit {} as {}", ticket.0, seq.0),
             Action::Transmit { attempt, seq, again } => {

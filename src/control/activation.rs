@@ -67,7 +67,7 @@ impl Activation {
         for name in interfaces.names() {
             let Some(class) = interfaces.class(name) else { continue };
             let uplink = *turn.settings.uplink(interfaces.spoken(name), class);
-            let wanted = !hands_off && (uplink.standby == Standby::Up || needed(name));
+            let wanted = !hands_off && (uplink.standby != Standby::Off || needed(name));
             let spare = !wanted && settled;
             self.tend(turn, name, class, &uplink, interfaces.readiness(name), wanted, spare);
         }

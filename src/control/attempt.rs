@@ -95,7 +95,7 @@ impl Failover {
         }
         match *g.event {
             Event::DialProgressed { attempt, step } if attempt == own => candidate.step = step,
-            Event::Dialled { attempt } if attempt == own && !candidate.connecting => {
+            Event::Dialled { attempt, .. } if attempt == own && !candidate.connecting => {
                 g.reach.good(candidate.interface);
                 self.say_connect(g, &mut candidate);
             }

@@ -50,6 +50,9 @@ impl Failover {
                 self.quit(g, Goodbye::Offline, Reason::Restart);
                 self.answer_all(g, Outcome::Failed(Reason::Restart));
             }
+            Command::Failback { request, .. } | Command::Inhibit { request, .. } => {
+                g.turn.ask(Action::Answer { request: *request, outcome: Outcome::Done });
+            }
             // Delivery's own.
             Command::Flush { .. } => {}
         }

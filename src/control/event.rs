@@ -9,6 +9,7 @@ use core::time::Duration;
 
 use crate::name::{Class, Name, Selector};
 use crate::reason::Reason;
+use crate::settings::Failback;
 use alloc::vec::Vec;
 
 /// The number of a try: activation, dial or session. Grows for ever, never reused.
@@ -71,6 +72,33 @@ pub enum Step {
     Handshake,
 }
 
+/// What the kernel has counted on one connection since it began (`TCP_INFO`, tcp(7)). All zero where it cannot be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Measure {
+    /// Smoothed round trip.
+    pub round_trip: Duration,
+    /// Segments sent, those sent again included.
+    pub sent: u32,
+    /// Segments sent again.
+    pub again: u32,
+}
+
+/// The longest `inhibit` (R-FB-5): whoever forgets it must not pay for it for a day.
+pub const INHIBIT_MAX: Duration = Duration::from_secs(3600);
+/// How long `failback auto|never` holds unless told, and the longest it may: what is meant for ever belongs into the
+/// configuration.
+pub const FAILBACK_HOLDS: Duration = Duration::from_secs(24 * 3600);
+pub const FAILBACK_HOLDS_MAX: Duration = Duration::from_secs(28 * 24 * 3600);
+
+/// What an operator wants of the way back to a better interface (R-FB-7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Go back now, whatever the hold-down says.
+    Now,
+    /// Do so from now on, in place of what the configuration says, for this long.
+    From(Failback, Duration),
+}
+
 /// MQTT's protocol versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
@@ -91,6 +119,10 @@ pub enum Command {
     Flush { request: Request, limit: Duration },
     /// Store another failover list; empty means the configured order.
     SetList { list: Vec<Selector> },
+    /// What to do about better interfaces. `Now` is answered when traffic has moved, or why it has not.
+    Failback { request: Request, order: Order },
+    /// No planned move for this long, at most `INHIBIT_MAX`; zero ends it (R-FB-5).
+    Inhibit { request: Request, limit: Duration },
     /// The daemon is asked to stop: flush is not waited for, the session is closed cleanly.
     Stop,
 }
@@ -121,6 +153,10 @@ pub enum Event {
     DeviceGone {
         interface: Name,
     },
+    /// NetworkManager: the device has lost its access point, though it is still activated. A suspicion, no proof.
+    AccessPointLost {
+        interface: Name,
+    },
     /// NetworkManager appeared on or vanished from the bus. Devices stay as last reported.
     NetworkManagerChanged {
         running: bool,
@@ -137,9 +173,10 @@ pub enum Event {
         attempt: Attempt,
         step: Step,
     },
-    /// TCP and, where asked for, TLS are ready; nothing of MQTT was sent.
+    /// TCP and, where asked for, TLS are ready; nothing of MQTT was sent. `measure` is of the handshake.
     Dialled {
         attempt: Attempt,
+        measure: Measure,
     },
     /// The dial ended. `heard` when the server's address answered anything at all.
     DialFailed {
@@ -183,6 +220,11 @@ pub enum Event {
     Rejected {
         attempt: Attempt,
         seq: Seq,
+    },
+    /// What the kernel has counted on this connection, when `Measure` asked.
+    Measured {
+        attempt: Attempt,
+        measure: Measure,
     },
     /// The kernel's send queue of this connection ran empty, or not, when a flush asked.
     Drained {
@@ -280,6 +322,15 @@ impl fmt::Display for Device {
     }
 }
 
+impl fmt::Display for Measure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Measure::default() {
+            return Ok(());
+        }
+        write!(f, " rtt {}us sent {} again {}", self.round_trip.as_micros(), self.sent, self.again)
+    }
+}
+
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -293,6 +344,11 @@ impl fmt::Display for Command {
                 f.write_str("asked list")?;
                 list.iter().try_for_each(|item| write!(f, " {item}"))
             }
+            Command::Failback { order: Order::Now, .. } => f.write_str("asked failback now"),
+            Command::Failback { order: Order::From(failback, limit), .. } => {
+                write!(f, "asked failback {failback} for {}s", limit.as_secs())
+            }
+            Command::Inhibit { limit, .. } => write!(f, "asked inhibit {}s", limit.as_secs()),
             Command::Stop => f.write_str("asked stop"),
         }
     }
@@ -309,6 +365,7 @@ impl fmt::Display for Event {
             }
             Event::DeviceSeen { interface, device } => write!(f, "device {interface} {device}"),
             Event::DeviceGone { interface } => write!(f, "device {interface} gone"),
+            Event::AccessPointLost { interface } => write!(f, "access point {interface} lost"),
             Event::NetworkManagerChanged { running } => {
                 write!(f, "networkmanager {}", if *running { "running" } else { "gone" })
             }
@@ -316,7 +373,7 @@ impl fmt::Display for Event {
                 write!(f, "activation {attempt} refused {interface} {reason}")
             }
             Event::DialProgressed { attempt, step } => write!(f, "dial {attempt} {}", step.as_str()),
-            Event::Dialled { attempt } => write!(f, "dialled {attempt}"),
+            Event::Dialled { attempt, measure } => write!(f, "dialled {attempt}{measure}"),
             Event::DialFailed { attempt, reason, heard: h } => write!(f, "dial {attempt} failed {reason}{}", heard(h)),
             Event::Connected { attempt, present, window, keep_alive } => write!(
                 f,
@@ -330,6 +387,7 @@ impl fmt::Display for Event {
             Event::Ponged { attempt } => write!(f, "ponged {attempt}"),
             Event::Acked { attempt, seq } => write!(f, "acked {attempt} {}", seq.0),
             Event::Rejected { attempt, seq } => write!(f, "rejected {attempt} {}", seq.0),
+            Event::Measured { attempt, measure } => write!(f, "measured {attempt}{measure}"),
             Event::Drained { attempt, empty } => {
                 write!(f, "drained {attempt} {}", if *empty { "empty" } else { "not" })
             }

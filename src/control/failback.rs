@@ -38,7 +38,7 @@ impl Failover {
                 self.spare_failed(g, serving, name, reason, false);
                 return None;
             }
-            Event::Dialled { attempt } if Some(attempt) == own => self.spare_proved(g, serving),
+            Event::Dialled { attempt, .. } if Some(attempt) == own => self.spare_proved(g, serving),
             _ => {}
         }
         match serving.spare.clone() {

@@ -26,6 +26,7 @@ pub mod name;
 pub mod reason;
 pub mod settings;
 pub mod status;
+pub mod switch;
 pub mod time;
 
 mod activation;
@@ -48,11 +49,12 @@ mod suspicion;
 mod turn;
 
 pub use action::{Action, Goodbye, Notice, Outcome, Saved};
-pub use event::{Attempt, Command, Device, Event, Request, Seq, Stage, Step, Ticket, Version};
+pub use event::{Attempt, Command, Device, Event, Measure, Order, Request, Seq, Stage, Step, Ticket, Version};
 pub use name::{Class, Name, NotAName, Selector};
 pub use reason::{Blame, Reason};
 pub use settings::{Failback, Mode, Settings, Standby, Start, Uplink};
 pub use status::Status;
+pub use switch::Switch;
 pub use time::Instant;
 
 use alloc::vec::Vec;
@@ -235,7 +237,7 @@ impl Control {
         let needed = needed(&self.failover, &self.interfaces, walk, self.settings.failback);
         let wanted = |name: Name| {
             let uplink = self.uplink(name);
-            self.failover.intent != Intent::Idle && (uplink.standby == Standby::Up || needed.contains(&name))
+            self.failover.intent != Intent::Idle && (uplink.standby != Standby::Off || needed.contains(&name))
         };
         let deadlines = [
             self.activation.deadline(&self.interfaces, wanted),

@@ -99,6 +99,8 @@ reasons! {
     KeepaliveLimit = "keepalive-limit", Path;
     /// An acknowledgement did not come in time.
     AcknowledgementLimit = "acknowledgement-limit", Path;
+    /// Too many packets get lost to be of use.
+    Loss = "loss", Path;
     /// The server answered, and then did not finish in time: it hangs, or something on the way eats large packets. Other
     /// paths are tried as for any fault of the server, not at once.
     TimeLimit = "time-limit", Server;

@@ -38,6 +38,16 @@ pub enum Failback {
     Never,
 }
 
+impl core::fmt::Display for Failback {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.pad(match self {
+            Failback::Auto => "auto",
+            Failback::Manual => "manual",
+            Failback::Never => "never",
+        })
+    }
+}
+
 /// How ready an uplink is kept while another carries the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standby {
@@ -45,6 +55,8 @@ pub enum Standby {
     Off,
     /// Activated, with an address.
     Up,
+    /// And with a connection ready to speak.
+    Warm,
 }
 
 /// The settings of one uplink.
@@ -53,6 +65,8 @@ pub struct Uplink {
     /// Costs money by the byte; `None` asks NetworkManager, then the class (cell costs).
     pub metered: Option<bool>,
     pub standby: Standby,
+    /// Standby `warm`: a connection that waits to be used is renewed at this age, sooner where the server hangs up.
+    pub warm_renew: Duration,
     /// Limit of one attempt from activation to CONNACK (R-CL-5).
     pub connect_timeout: Duration,
     /// MQTT keep alive (R-LV-3).
@@ -74,6 +88,8 @@ pub struct Settings {
     pub hold_down: Duration,
     /// Silence after a loss before it is called an outage (R-CL-11).
     pub grace: Duration,
+    /// Give the host's own traffic the uplink that carries the session.
+    pub manage_routes: bool,
     /// How many servers `cloud.servers` names; at least one.
     pub servers: u8,
     /// How many gateways share the server; 1 allows quick retries (R-CL-14).
@@ -96,6 +112,7 @@ impl Uplink {
             Class::Ethernet | Class::Wifi => Uplink {
                 metered: None,
                 standby: Standby::Up,
+                warm_renew: secs(60),
                 connect_timeout: secs(60),
                 keep_alive: secs(30),
                 ping_after: Some(secs(10)),
@@ -104,6 +121,7 @@ impl Uplink {
             Class::Cell => Uplink {
                 metered: Some(true),
                 standby: Standby::Up,
+                warm_renew: secs(60),
                 connect_timeout: secs(120),
                 keep_alive: secs(240),
                 ping_after: None,
@@ -134,6 +152,7 @@ impl Default for Settings {
             failback: Failback::Auto,
             hold_down: Duration::from_secs(30),
             grace: Duration::from_secs(60),
+            manage_routes: false,
             servers: 1,
             fleet_size: 1,
             window: 256,

@@ -17,6 +17,7 @@ use crate::serving::Serving;
 use crate::session::Silence;
 use crate::settings::Failback;
 use crate::spare::Spare;
+use crate::switch::Switch;
 use crate::time::Instant;
 
 /// One word for the whole (the states of the contract).
@@ -88,6 +89,12 @@ pub struct UplinkStatus {
     /// Why it is not usable, or why the last attempt through it failed.
     pub reason: Option<Reason>,
     pub metered: bool,
+    /// The round trip to the cloud through it, as last measured.
+    pub round_trip: Option<Duration>,
+    /// Of a thousand segments sent lately, how many had to be sent again.
+    pub loss: Option<u16>,
+    /// A connection through it waits to be used (standby `warm`).
+    pub warm: bool,
 }
 
 /// One outage, over or not.
@@ -109,7 +116,7 @@ pub struct OutageStatus {
 pub struct FailbackStatus {
     pub target: Name,
     pub eligible_at: Option<Instant>,
-    /// `hold-down`, `trial`, `manual`.
+    /// `hold-down`, `trial`, `manual`, `never`, `inhibited`.
     pub held_because: &'static str,
 }
 
@@ -151,6 +158,11 @@ pub struct Status {
     pub delivery: DeliveryStatus,
     pub last_outage: Option<OutageStatus>,
     pub failback: Option<FailbackStatus>,
+    /// What holds now, and until when where an operator said so.
+    pub failback_mode: Failback,
+    pub failback_until: Option<Instant>,
+    pub inhibited_until: Option<Instant>,
+    pub last_switch: Option<Switch>,
     pub round_trip: Option<Duration>,
 }
 
@@ -192,6 +204,10 @@ impl Control {
             delivery: self.delivery.status(),
             last_outage: self.outages.status(),
             failback: serving.and_then(|s| self.failback_status(&walk, s)),
+            failback_mode: self.settings.failback,
+            failback_until: None,
+            inhibited_until: None,
+            last_switch: None,
             round_trip: serving.and_then(|s| s.session.round_trip.smoothed()),
         }
     }
@@ -270,6 +286,9 @@ impl Control {
             usable,
             reason,
             metered: self.interfaces.metered(name, &self.settings),
+            round_trip: None,
+            loss: None,
+            warm: false,
         }
     }
 

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use switchback_control::{Attempt, Event, Goodbye, Name, Reason, Seq, Version};
+use switchback_control::{Attempt, Event, Goodbye, Measure, Name, Reason, Seq, Version};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
@@ -235,6 +235,9 @@ impl Cloud {
         self.order(attempt, Order::Drain);
     }
 
+    /// `Action::Measure`: answered by `Event::Measured`.
+    pub fn measure(&self, _attempt: Attempt) {}
+
     /// `Action::Transmit`. The body is fetched when it can be written.
     pub fn transmit(&self, attempt: Attempt, seq: Seq, again: bool) {
         self.order(attempt, Order::Transmit { seq, again });
@@ -344,7 +347,7 @@ async fn run(
     if let Some(line) = shared.lines().get_mut(&attempt) {
         line.facts = Some(facts.clone());
     }
-    voice.report(Event::Dialled { attempt }).await;
+    voice.report(Event::Dialled { attempt, measure: Measure::default() }).await;
     let place = connection::Place { shared, voice: &voice, facts: &facts, interface };
     if let Some(dial::Ended { reason, heard }) = connection::live(place, stream, &mut orders).await {
         voice.report(Event::Closed { attempt, reason, heard }).await;

@@ -77,6 +77,9 @@ impl NetworkManager {
         self.ask(Request::Deactivate { interface });
     }
 
+    /// `Action::Prefer`.
+    pub fn prefer(&self, _interface: Option<Name>) {}
+
     /// Compares with what both services say now and tells the differences (R-CL-17).
     pub fn compare(&self) {
         self.ask(Request::Compare);

@@ -305,7 +305,7 @@ impl Rig {
     /// Dials and connects; panics unless that works. Whether the session was present.
     pub async fn open(&mut self, version: Version) -> (Attempt, bool) {
         let attempt = self.dial();
-        self.until(|event| *event == Event::Dialled { attempt }).await;
+        self.until(|event| matches!(event, Event::Dialled { attempt: a, .. } if *a == attempt)).await;
         self.cloud.connect(attempt, version, Duration::from_secs(30));
         let connected = self.until(|event| matches!(event, Event::Connected { .. })).await;
         let Event::Connected { present, .. } = connected else { unreachable!() };

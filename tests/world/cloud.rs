@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use switchback_control::{Attempt, Class, Event, Goodbye, Name, Reason, Seq, Step, Version};
+use switchback_control::{Attempt, Class, Event, Goodbye, Measure, Name, Reason, Seq, Step, Version};
 
 use super::plan::Plan;
 use super::{Dice, Source, What, World};
@@ -595,7 +595,7 @@ impl World {
                 if let Some(conn) = self.conns.get_mut(&id) {
                     conn.phase = Phase::Dialled;
                 }
-                self.tell(Source::Cloud, 0, Event::Dialled { attempt });
+                self.tell(Source::Cloud, 0, Event::Dialled { attempt, measure: Measure::default() });
             }
             Down::Welcome { present, window } => {
                 if let Some(conn) = self.conns.get_mut(&id) {

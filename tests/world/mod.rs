@@ -460,6 +460,7 @@ impl World {
             Action::Connect { attempt, version, keep_alive } => self.connect(attempt, version, keep_alive),
             Action::HangUp { attempt, goodbye } => self.hang_up(attempt, goodbye),
             Action::Ping { attempt } => self.send(attempt.0, Up::Ping),
+            Action::Measure { .. } | Action::Prefer { .. } | Action::Record(_) => {}
             Action::Drain { attempt } => self.look_at_queue(attempt),
             Action::Transmit { attempt, seq, again: _ } => self.send(attempt.0, Up::Publish(seq.0)),
             Action::Append { seq } => self.append(seq.0),

@@ -450,7 +450,8 @@ impl World {
                 }
                 dialled.is_none().then(|| "it is dead already".into())
             }
-            Action::Ping { attempt } | Action::Drain { attempt } => {
+            Action::Prefer { .. } | Action::Record(_) => {}
+            Action::Ping { attempt } | Action::Measure { attempt } | Action::Drain { attempt } => {
                 (self.oracle.session != Some(attempt.0)).then(|| "not the session".into())
             }
             Action::Answer { request, .. } => {
@@ -759,7 +760,7 @@ impl Oracle {
                     dialled.silent = *step != Step::Handshake;
                 }
             }
-            Event::Dialled { attempt } => {
+            Event::Dialled { attempt, .. } => {
                 if let Some(dialled) = self.live.get_mut(&attempt.0) {
                     dialled.proved = true;
                     let name = dialled.interface;
