@@ -10,7 +10,7 @@ use crate::action::{Action, Goodbye, Outcome};
 use crate::backoff::QUICK_PHASE;
 use crate::event::{Event, Step, Version};
 use crate::failover::{Failover, Walk};
-use crate::ground::Ground;
+use crate::ground::{Ground, Line};
 use crate::interfaces::Readiness;
 use crate::name::{Class, Name};
 use crate::reason::{Blame, Reason};
@@ -91,6 +91,7 @@ impl Failover {
         };
         if round.via.is_none() && !ended && !self.wants(g) {
             g.turn.ask(Action::HangUp { attempt: own, goodbye: Goodbye::Abort });
+            g.line = Some(Line::Shut);
             return Walk::Resting;
         }
         match *g.event {
@@ -128,6 +129,17 @@ impl Failover {
             version: candidate.version,
             keep_alive: g.uplink(candidate.interface).keep_alive,
         });
+        if let Some(line) = self.early(candidate) {
+            g.line = Some(line);
+        }
+    }
+
+    /// Where a session is resumed, messages go out right behind CONNECT, within what the server last allowed (R-CS-4). A
+    /// server that has forgotten us takes them all the same; one that refuses us has taken none.
+    pub fn early(&self, candidate: &Candidate) -> Option<Line> {
+        let window = *self.windows.get(&candidate.server)?;
+        let known = self.versions.get(&candidate.server) == Some(&candidate.version);
+        (candidate.connecting && known).then_some(Line::Open { attempt: candidate.attempt, window })
     }
 
     /// The version that a server is known to speak, else 5.
@@ -137,6 +149,8 @@ impl Failover {
 
     pub fn candidate_failed(&mut self, g: &mut Ground, candidate: Candidate, mut round: Round, reason: Reason) -> Walk {
         let now = g.turn.now;
+        // What went out right behind CONNECT waits again.
+        g.line = Some(Line::Shut);
         g.reach.bad(now, candidate.interface, reason);
         if self.wants(g) {
             g.outages.began(g.turn, self.started, reason, false);

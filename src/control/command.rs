@@ -7,7 +7,7 @@
 use core::time::Duration;
 
 use crate::action::{Action, Goodbye, Outcome};
-use crate::event::{Command, Request};
+use crate::event::{Command, Order, Request};
 use crate::failover::{Failover, Intent, Walk};
 use crate::ground::{Ground, Line};
 use crate::interfaces::Readiness;
@@ -50,7 +50,15 @@ impl Failover {
                 self.quit(g, Goodbye::Offline, Reason::Restart);
                 self.answer_all(g, Outcome::Failed(Reason::Restart));
             }
-            Command::Failback { request, .. } | Command::Inhibit { request, .. } => {
+            Command::Failback { request, order: Order::Now } => self.return_now(g, *request),
+            Command::Failback { request, order: Order::From(failback, limit) } => {
+                self.way_back.order(g.turn.now, *failback, *limit);
+                self.stop_returning(g);
+                g.turn.ask(Action::Answer { request: *request, outcome: Outcome::Done });
+            }
+            Command::Inhibit { request, limit } => {
+                self.way_back.inhibit(g.turn.now, *limit);
+                self.stop_returning(g);
                 g.turn.ask(Action::Answer { request: *request, outcome: Outcome::Done });
             }
             // Delivery's own.
@@ -149,6 +157,7 @@ impl Failover {
             Walk::Resting | Walk::Waiting { .. } => {}
             Walk::Trying { candidate, round } => {
                 g.turn.ask(Action::HangUp { attempt: candidate.attempt, goodbye: Goodbye::Abort });
+                g.line = Some(Line::Shut);
                 if let Some(request) = round.via {
                     g.turn.ask(Action::Answer { request, outcome: Outcome::Failed(reason) });
                 }
@@ -166,6 +175,7 @@ impl Failover {
     pub fn begin_via(&mut self, g: &mut Ground, request: Request, name: Name) {
         if let Walk::Trying { candidate, round } = core::mem::replace(&mut self.walk, Walk::Resting) {
             g.turn.ask(Action::HangUp { attempt: candidate.attempt, goodbye: Goodbye::Abort });
+            g.line = Some(Line::Shut);
             if let Some(earlier) = round.via {
                 g.turn.ask(Action::Answer { request: earlier, outcome: Outcome::Failed(Reason::User) });
             }

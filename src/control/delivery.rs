@@ -77,6 +77,8 @@ pub struct Delivery {
     unkept_bytes: u64,
     refused: u64,
     rejected: u64,
+    /// Messages sent that may have been sent before.
+    repeated: u64,
     late: Duration,
 }
 
@@ -99,6 +101,7 @@ impl Delivery {
             unkept_bytes: 0,
             refused: 0,
             rejected: 0,
+            repeated: 0,
             late: LATE_MOST,
         }
     }
@@ -133,9 +136,12 @@ impl Delivery {
         self.keep(turn);
     }
 
-    /// A session opened: what may have been lost is sent again, then what waits.
+    /// Messages go out on this connection from now on: what was in flight on another is sent again, then what waits. On
+    /// the one they go out on already, this only tells the window, and ends `finish`.
     pub fn open(&mut self, turn: &mut Turn, attempt: Attempt, window: u16) {
-        self.shut();
+        if !self.on_line(attempt) {
+            self.shut();
+        }
         self.line = Line::Open { attempt, window: usize::from(window.min(turn.settings.window).max(1)) };
         self.pump(turn);
     }
@@ -150,14 +156,6 @@ impl Delivery {
     pub fn finish(&mut self) {
         if let Line::Open { attempt, window } = self.line {
             self.line = Line::Finishing { attempt, window };
-        }
-    }
-
-    /// The planned move did not come about: goes on as before.
-    pub fn resume(&mut self, turn: &mut Turn) {
-        if let Line::Finishing { attempt, window } = self.line {
-            self.line = Line::Open { attempt, window };
-            self.pump(turn);
         }
     }
 
@@ -180,8 +178,11 @@ impl Delivery {
         self.on_line(attempt) && self.window.iter().any(|s| s.seq == seq)
     }
 
-    /// When the oldest message in flight that was sent after this moment was sent.
-    pub fn oldest_sent(&self, after: Instant) -> Option<Instant> {
+    /// When the oldest message in flight on this connection that was sent after this moment was sent.
+    pub fn oldest_sent(&self, attempt: Attempt, after: Instant) -> Option<Instant> {
+        if !self.on_line(attempt) {
+            return None;
+        }
         self.window.iter().map(|s| s.at).find(|at| *at > after)
     }
 
@@ -278,6 +279,7 @@ impl Delivery {
             let Some(seq) = self.wait_first() else { return };
             let again = seq.0 <= self.sent_through;
             self.sent_through = self.sent_through.max(seq.0);
+            self.repeated += u64::from(again);
             self.window.push_back(Sent { seq, at: turn.now, again });
             turn.ask(Action::Transmit { attempt, seq, again });
         }

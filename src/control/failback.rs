@@ -5,19 +5,66 @@
 //! same way. If any of it fails, the session has not been touched.
 
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use crate::action::{Action, Goodbye, Outcome};
 use crate::attempt::CONNACK_LIMIT;
-use crate::event::{Event, Request, Version};
+use crate::event::{Event, FAILBACK_HOLDS_MAX, INHIBIT_MAX, Request, Version};
 use crate::failover::{Failover, Walk};
-use crate::ground::{Ground, Line};
+use crate::ground::{Ground, Line, View};
 use crate::interfaces::Readiness;
 use crate::name::Name;
 use crate::reason::Reason;
+use crate::round::better_than;
 use crate::serving::Serving;
 use crate::settings::Failback;
 use crate::spare::{FINISH_LIMIT, Purpose, SPARE_LIMIT, Spare};
 use crate::suspicion::rescue_limit;
+use crate::time::Instant;
+
+/// What operators have said about the way back. All of it ends by itself: whoever forgets it must not pay for it for
+/// ever.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WayBack {
+    ordered: Option<(Failback, Instant)>,
+    inhibited: Option<Instant>,
+}
+
+impl WayBack {
+    /// In place of the configuration's word, for so long.
+    pub fn order(&mut self, now: Instant, failback: Failback, limit: Duration) {
+        self.ordered = Some((failback, now + limit.min(FAILBACK_HOLDS_MAX)));
+    }
+
+    /// No planned move for so long; zero ends it.
+    pub fn inhibit(&mut self, now: Instant, limit: Duration) {
+        self.inhibited = Some(now + limit.min(INHIBIT_MAX)).filter(|_| !limit.is_zero());
+    }
+
+    /// What holds, and until when where an operator said so.
+    pub fn mode(&self, now: Instant, configured: Failback) -> (Failback, Option<Instant>) {
+        match self.ordered {
+            Some((failback, until)) if now < until => (failback, Some(until)),
+            Some(_) | None => (configured, None),
+        }
+    }
+
+    /// Until when planned moves are inhibited.
+    pub fn inhibited(&self, now: Instant) -> Option<Instant> {
+        self.inhibited.filter(|until| now < *until)
+    }
+
+    /// From when on traffic may return by itself; none if never.
+    pub fn free_from(&self, now: Instant, configured: Failback) -> Option<Instant> {
+        let (mode, until) = self.mode(now, configured);
+        let free = match (mode, configured) {
+            (Failback::Auto, _) => now,
+            (Failback::Manual | Failback::Never, Failback::Auto) => until?,
+            (Failback::Manual | Failback::Never, Failback::Manual | Failback::Never) => return None,
+        };
+        Some(self.inhibited(now).map_or(free, |until| free.max(until)))
+    }
+}
 
 impl Failover {
     /// What the spare's own events and deadlines bring.
@@ -44,7 +91,9 @@ impl Failover {
         match serving.spare.clone() {
             Spare::Resting { interface, until, proofs } if now >= until => {
                 match g.interfaces.readiness(interface) {
-                    Readiness::Ready => self.open_spare(g, serving, interface, Purpose::Failback { proofs }),
+                    Readiness::Ready => {
+                        self.open_spare(g, serving, interface, Purpose::Failback { proofs, request: None })
+                    }
                     Readiness::Coming(_) | Readiness::Activatable | Readiness::Not(_) => serving.spare = Spare::None,
                 }
                 None
@@ -113,7 +162,7 @@ impl Failover {
         g.reach.good(interface);
         let (needed, pause) = g.reach.proofs(interface, g.interfaces.metered(interface, g.turn.settings));
         serving.spare = match purpose {
-            Purpose::Failback { proofs } if proofs + 1 < needed => {
+            Purpose::Failback { proofs, request: None } if proofs + 1 < needed => {
                 g.turn.ask(Action::HangUp { attempt, goodbye: Goodbye::Abort });
                 Spare::Resting { interface, until: now + pause, proofs: proofs + 1 }
             }
@@ -151,6 +200,8 @@ impl Failover {
         }
         let keep_alive = g.uplink(interface).keep_alive;
         g.turn.ask(Action::Connect { attempt, version, keep_alive });
+        // The server knows us: what waits goes out right behind (R-CS-4).
+        g.line = Some(Line::Open { attempt, window: serving.session.window });
         serving.spare = Spare::Moving { interface, attempt, deadline, purpose };
         None
     }
@@ -158,13 +209,96 @@ impl Failover {
     /// Tries a better interface once it has held still.
     pub fn failback(&mut self, g: &mut Ground, serving: &mut Serving) {
         let quiet = serving.spare == Spare::None && !serving.suspected && serving.leaving.is_none();
-        if !quiet || !self.wants(g) || !serving.session.settled || g.turn.settings.failback != Failback::Auto {
+        if !quiet || !self.wants(g) || !serving.session.settled {
             return;
         }
-        if let Some((name, at)) = self.failback_target(&g.view(), serving)
+        if let Some((name, at)) = self.returns_at(&g.view(), serving)
             && g.turn.now >= at
         {
-            self.open_spare(g, serving, name, Purpose::Failback { proofs: 0 });
+            self.open_spare(g, serving, name, Purpose::Failback { proofs: 0, request: None });
+        }
+    }
+
+    /// The better interface that is next to be tried, and from when on; none while nothing is to return by itself.
+    pub fn returns_at(&self, view: &View, serving: &Serving) -> Option<(Name, Instant)> {
+        let (name, at) = self.failback_target(view, serving)?;
+        let free = self.way_back.free_from(view.now, view.settings.failback)?;
+        Some((name, at.max(free)))
+    }
+
+    /// The better interface that is next to be trusted, and from when on.
+    pub fn failback_target(&self, view: &View, serving: &Serving) -> Option<(Name, Instant)> {
+        let hold_down = view.settings.hold_down;
+        // An operator who asked for this interface has it for a while, and another list leaves the session alone as
+        // long (R-IF-3).
+        let visited = if serving.via { serving.session.opened } else { Instant::default() };
+        let calm_since = visited.max(self.list_set);
+        let trusted = |name: Name| {
+            let since = view.interfaces.ready_since(name)?.max(calm_since);
+            let metered = view.interfaces.metered(name, view.settings);
+            Some((name, view.reach.trusted_from(name, since, hold_down, metered)))
+        };
+        let candidates: Vec<(Name, Instant)> =
+            better_than(view.walk, serving.session.interface).into_iter().filter_map(trusted).collect();
+        let now = candidates.iter().copied().find(|(_, at)| *at <= view.now);
+        now.or_else(|| candidates.into_iter().min_by_key(|(_, at)| *at))
+    }
+
+    /// An operator wants traffic back on the best interface that is ready, whatever the hold-down says.
+    pub fn return_now(&mut self, g: &mut Ground, request: Request) {
+        let mut serving = match core::mem::replace(&mut self.walk, Walk::Resting) {
+            Walk::Serving(serving) => serving,
+            Walk::Resting => return g.turn.ask(Action::Answer { request, outcome: Outcome::Failed(Reason::User) }),
+            // The session that opens next is over the best that works.
+            other => {
+                self.walk = other;
+                return self.enqueue(g, request);
+            }
+        };
+        let better = better_than(g.walk, serving.session.interface);
+        let ready = better.iter().copied().find(|name| g.interfaces.readiness(*name) == Readiness::Ready);
+        let outcome = match (ready, better.first(), &serving.spare) {
+            _ if serving.leaving.is_some() => Some(Outcome::Failed(Reason::User)),
+            // A move is under way: what it comes to is the answer.
+            (_, _, Spare::Finishing { .. } | Spare::Moving { .. }) => {
+                self.enqueue(g, request);
+                None
+            }
+            _ if serving.suspected => Some(Outcome::Failed(Reason::AcknowledgementLimit)),
+            (Some(name), _, _) => {
+                serving.drop_spare(g, Reason::User);
+                self.open_spare(g, &mut serving, name, Purpose::Failback { proofs: 0, request: Some(request) });
+                None
+            }
+            (None, Some(best), _) => Some(Outcome::Failed(match g.interfaces.readiness(*best) {
+                Readiness::Not(reason) => reason,
+                Readiness::Ready | Readiness::Coming(_) | Readiness::Activatable => Reason::NoAddress,
+            })),
+            (None, None, _) => Some(Outcome::Done),
+        };
+        if let Some(outcome) = outcome {
+            g.turn.ask(Action::Answer { request, outcome });
+        }
+        self.walk = Walk::Serving(serving);
+    }
+
+    /// An operator has said that nothing is to return by itself: a trial that nobody ordered ends, unless CONNECT is out.
+    pub fn stop_returning(&mut self, g: &mut Ground) {
+        let free = self.way_back.free_from(g.turn.now, g.turn.settings.failback).is_some_and(|at| at <= g.turn.now);
+        if let Walk::Serving(serving) = &mut self.walk
+            && !free
+            && let Spare::Resting { .. }
+            | Spare::Dialling { purpose: Purpose::Failback { request: None, .. }, .. }
+            | Spare::Finishing { purpose: Purpose::Failback { request: None, .. }, .. } = &serving.spare
+        {
+            serving.drop_spare(g, Reason::User);
+        }
+    }
+
+    /// CONNECT is out for this spare: whoever ordered it hears what becomes of the session.
+    pub fn await_answer(&mut self, g: &mut Ground, spare: &Spare) {
+        if let Some(Purpose::Failback { request: Some(request), .. }) = spare.purpose() {
+            self.enqueue(g, *request);
         }
     }
 

@@ -21,6 +21,7 @@ use core::time::Duration;
 use crate::action::{Action, Outcome, Saved};
 use crate::backoff::Backoff;
 use crate::event::{Event, Request, Version};
+use crate::failback::WayBack;
 use crate::ground::{Ground, Line, View};
 use crate::interfaces::Readiness;
 use crate::name::Name;
@@ -98,6 +99,8 @@ pub struct Failover {
     pub versions: BTreeMap<u8, Version>,
     /// Sessions in a row that the server ended soon after they had opened.
     pub kicks: u32,
+    /// The Receive Maximum that a server last named: what it holds a session of ours for.
+    pub windows: BTreeMap<u8, u16>,
     /// The server tried first: the one that carried the last session.
     pub server: u8,
     /// Whoever waits for a connection, and until when.
@@ -109,6 +112,8 @@ pub struct Failover {
     pub rescues_since: Option<Instant>,
     /// When a CONNECT was last given up without an answer.
     pub abandoned: Option<Instant>,
+    /// What an operator has said about better interfaces, and what holds until when.
+    pub way_back: WayBack,
     /// On demand: the last moment there was something to send.
     pub last_busy: Instant,
 }
@@ -138,6 +143,7 @@ impl Failover {
             hoped: Vec::new(),
             started: now,
             versions: BTreeMap::new(),
+            windows: BTreeMap::new(),
             kicks: 0,
             server: 0,
             requests: Vec::new(),
@@ -146,6 +152,7 @@ impl Failover {
             rescues: 0,
             rescues_since: None,
             abandoned: None,
+            way_back: WayBack::default(),
         }
     }
 
@@ -339,6 +346,7 @@ impl Failover {
     ) -> Walk {
         let version = candidate.version;
         self.versions.insert(candidate.server, version);
+        self.windows.insert(candidate.server, window);
         self.server = candidate.server;
         self.failed_rounds = 0;
         self.all_paths_failed = false;
@@ -353,7 +361,7 @@ impl Failover {
             self.end_hold(g);
             g.turn.ask(Action::Answer { request, outcome: Outcome::Done });
         }
-        Walk::Serving(Box::new(Serving::open(g, candidate, version, present, keep_alive, via.is_some())))
+        Walk::Serving(Box::new(Serving::open(g, candidate, version, present, window, keep_alive, via.is_some())))
     }
 
     /// The session is lost: what comes next.

@@ -29,10 +29,14 @@ pub struct Flow {
 /// What the walk concludes for delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Line {
-    Open { attempt: Attempt, window: u16 },
+    /// Messages go out on this connection.
+    Open {
+        attempt: Attempt,
+        window: u16,
+    },
     Shut,
+    /// What is in flight is let finish, and nothing new goes out.
     Finish,
-    Resume,
 }
 
 /// What the walk may use during one turn.

@@ -141,6 +141,7 @@ impl Control {
         }
         let (walk, _) = self.interfaces.walk(self.list());
         let flow = self.flow(event);
+        let failback = self.failback_mode();
         let mut turn = Turn {
             now: self.now,
             settings: &self.settings,
@@ -149,7 +150,7 @@ impl Control {
             actions: &mut actions,
         };
         let hands_off = self.failover.intent == Intent::Idle;
-        let needed = needed(&self.failover, &self.interfaces, &walk, self.settings.failback);
+        let needed = needed(&self.failover, &self.interfaces, &walk, failback);
         let settled = self.failover.is_settled();
         self.activation.step(&mut turn, event, &self.interfaces, settled, hands_off, |name| needed.contains(&name));
         let mut ground = Ground {
@@ -171,7 +172,6 @@ impl Control {
             Some(Line::Open { attempt, window }) => self.delivery.open(&mut turn, attempt, window),
             Some(Line::Shut) => self.delivery.shut(),
             Some(Line::Finish) => self.delivery.finish(),
-            Some(Line::Resume) => self.delivery.resume(&mut turn),
             None => {}
         }
         self.delivery.step(&mut turn, event);
@@ -221,7 +221,8 @@ impl Control {
 
     /// When the oldest message was sent that the server owes an answer to.
     fn oldest_sent(&self) -> Option<Instant> {
-        self.delivery.oldest_sent(self.failover.session().map_or(Instant::default(), |s| s.reached()))
+        let session = self.failover.session()?;
+        self.delivery.oldest_sent(session.attempt, session.reached())
     }
 
     /// A deadline served far too late means that the whole process stood still.
@@ -234,7 +235,7 @@ impl Control {
 
     fn deadline(&self, walk: &[Name]) -> Option<Instant> {
         let view = self.view(walk);
-        let needed = needed(&self.failover, &self.interfaces, walk, self.settings.failback);
+        let needed = needed(&self.failover, &self.interfaces, walk, self.failback_mode());
         let wanted = |name: Name| {
             let uplink = self.uplink(name);
             self.failover.intent != Intent::Idle && (uplink.standby != Standby::Off || needed.contains(&name))
@@ -259,6 +260,10 @@ impl Control {
             reach: &self.reachability,
             oldest_sent: self.oldest_sent(),
         }
+    }
+
+    fn failback_mode(&self) -> Failback {
+        self.failover.way_back.mode(self.now, self.settings.failback).0
     }
 
     fn uplink(&self, name: Name) -> &Uplink {

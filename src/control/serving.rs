@@ -7,7 +7,6 @@
 //! has proved itself, or silence beyond the dead limit. Slow is not dead.
 
 use alloc::boxed::Box;
-use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::action::{Action, Goodbye, Outcome};
@@ -16,9 +15,8 @@ use crate::backoff::GOOD_SESSION;
 use crate::event::{Event, Request, Step, Version};
 use crate::failover::{Failover, Intent, Walk};
 use crate::ground::{Ground, Line, View};
-use crate::name::Name;
 use crate::reason::{Blame, Reason};
-use crate::round::{Candidate, From, Round, better_than};
+use crate::round::{Candidate, From, Round};
 use crate::session::{Due, Session};
 use crate::spare::{Purpose, SPARE_LIMIT, Spare};
 use crate::time::Instant;
@@ -60,6 +58,7 @@ impl Serving {
         candidate: &Candidate,
         version: Version,
         present: bool,
+        window: u16,
         keep_alive: Duration,
         via: bool,
     ) -> Serving {
@@ -72,6 +71,7 @@ impl Serving {
             candidate.server,
             version,
             present,
+            window,
             keep_alive,
             &uplink,
             g.reach.vain(now, candidate.interface),
@@ -120,9 +120,10 @@ impl Serving {
             Spare::Finishing { purpose, .. } | Spare::Moving { purpose, .. } => (purpose, true),
         };
         if stopped {
-            g.line = Some(Line::Resume);
+            let Session { attempt, window, .. } = self.session;
+            g.line = Some(Line::Open { attempt, window });
         }
-        if let Purpose::Visit { request } = purpose {
+        if let Purpose::Visit { request } | Purpose::Failback { request: Some(request), .. } = purpose {
             g.turn.ask(Action::Answer { request, outcome: Outcome::Failed(reason) });
         }
     }
@@ -186,27 +187,9 @@ impl Failover {
         consider((!serving.good).then_some(serving.session.opened + GOOD_SESSION));
         consider(self.linger_ends(view.settings.mode).filter(|at| *at > view.now));
         if serving.spare == Spare::None && serving.session.settled {
-            consider(self.failback_target(view, serving).map(|(_, at)| at).filter(|at| *at > view.now));
+            consider(self.returns_at(view, serving).map(|(_, at)| at).filter(|at| *at > view.now));
         }
         deadline
-    }
-
-    /// The better interface that is next to be tried, and from when on.
-    pub fn failback_target(&self, view: &View, serving: &Serving) -> Option<(Name, Instant)> {
-        let hold_down = view.settings.hold_down;
-        // An operator who asked for this interface has it for a while, and another list leaves the session alone as
-        // long (R-IF-3).
-        let visited = if serving.via { serving.session.opened } else { Instant::default() };
-        let calm_since = visited.max(self.list_set);
-        let trusted = |name: Name| {
-            let since = view.interfaces.ready_since(name)?.max(calm_since);
-            let metered = view.interfaces.metered(name, view.settings);
-            Some((name, view.reach.trusted_from(name, since, hold_down, metered)))
-        };
-        let candidates: Vec<(Name, Instant)> =
-            better_than(view.walk, serving.session.interface).into_iter().filter_map(trusted).collect();
-        let now = candidates.iter().copied().find(|(_, at)| *at <= view.now);
-        now.or_else(|| candidates.into_iter().min_by_key(|(_, at)| *at))
     }
 
     /// Whether the session has ended, by the kernel's word, the connection's, or its own silence.
@@ -301,11 +284,14 @@ impl Failover {
     /// The spare becomes the walk's candidate; behind it come the interfaces after it.
     pub fn carry_on(&mut self, g: &mut Ground, spare: Spare, mut candidate: Candidate, via: Option<Request>) -> Walk {
         g.outages.tried(candidate.interface);
+        self.await_answer(g, &spare);
         let mut round = Round::plan(From::Next(candidate.interface), g.walk, g.interfaces);
         round.rest.retain(|name| *name != candidate.interface);
         round.via = via;
         if matches!(spare, Spare::Ready { .. } | Spare::Finishing { .. }) {
             self.say_connect(g, &mut candidate);
+        } else if let Some(line) = self.early(&candidate) {
+            g.line = Some(line);
         }
         Walk::Trying { candidate, round }
     }
@@ -321,6 +307,7 @@ impl Failover {
         let (candidate, via) = serving.candidate_of(g, &spare)?;
         g.turn.ask(Action::HangUp { attempt: serving.session.attempt, goodbye: Goodbye::Abort });
         note_return(g, &spare);
+        self.await_answer(g, &spare);
         Some(self.connected(g, &candidate, via, present, window, keep_alive))
     }
 

@@ -102,6 +102,8 @@ pub struct Session {
     pub server: u8,
     pub version: Version,
     pub present: bool,
+    /// The server's Receive Maximum.
+    pub window: u16,
     pub opened: Instant,
     /// Subscriptions and hello are through (R-CL-10).
     pub settled: bool,
@@ -143,6 +145,7 @@ impl Session {
         server: u8,
         version: Version,
         present: bool,
+        window: u16,
         keep_alive: Duration,
         uplink: &Uplink,
         vain: u32,
@@ -162,6 +165,7 @@ impl Session {
             server,
             version,
             present,
+            window,
             opened: now,
             settled: false,
             last_inbound: now,
@@ -355,7 +359,7 @@ mod tests {
         let name = Name::new("eth0").unwrap_or_else(|_| unreachable!());
         let uplink = Uplink::of(Class::Ethernet);
         let keep_alive = Duration::from_secs(30);
-        Session::open(Instant::default(), Attempt(1), name, 0, Version::V5, true, keep_alive, &uplink, 0, None)
+        Session::open(Instant::default(), Attempt(1), name, 0, Version::V5, true, 100, keep_alive, &uplink, 0, None)
     }
 
     #[test]

@@ -20,8 +20,8 @@ pub const FINISH_LIMIT: Duration = Duration::from_secs(1);
 /// Why there is a spare.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// A better interface is being proved, so many times up to now.
-    Failback { proofs: u32 },
+    /// A better interface is being proved, so many times up to now; or an operator wants traffic to return now.
+    Failback { proofs: u32, request: Option<Request> },
     /// The session is suspect. Interfaces already tried for it.
     Rescue { tried: Vec<Name> },
     /// An operator asked for this interface.
@@ -75,6 +75,17 @@ impl Spare {
             | Spare::Ready { attempt, .. }
             | Spare::Finishing { attempt, .. }
             | Spare::Moving { attempt, .. } => Some(*attempt),
+        }
+    }
+
+    /// Why there is one.
+    pub fn purpose(&self) -> Option<&Purpose> {
+        match self {
+            Spare::None | Spare::Resting { .. } => None,
+            Spare::Dialling { purpose, .. }
+            | Spare::Ready { purpose, .. }
+            | Spare::Finishing { purpose, .. }
+            | Spare::Moving { purpose, .. } => Some(purpose),
         }
     }
 

@@ -204,9 +204,9 @@ impl Control {
             delivery: self.delivery.status(),
             last_outage: self.outages.status(),
             failback: serving.and_then(|s| self.failback_status(&walk, s)),
-            failback_mode: self.settings.failback,
-            failback_until: None,
-            inhibited_until: None,
+            failback_mode: self.failback_mode(),
+            failback_until: self.failover.way_back.mode(self.now, self.settings.failback).1,
+            inhibited_until: self.failover.way_back.inhibited(self.now),
             last_switch: None,
             round_trip: serving.and_then(|s| s.session.round_trip.smoothed()),
         }
@@ -294,10 +294,15 @@ impl Control {
 
     fn failback_status(&self, walk: &[Name], serving: &Serving) -> Option<FailbackStatus> {
         let (target, at) = self.failover.failback_target(&self.view(walk), serving)?;
-        let (eligible_at, held_because) = match (self.settings.failback, &serving.spare) {
-            (Failback::Manual | Failback::Never, _) => (None, "manual"),
-            (Failback::Auto, Spare::None) => (Some(at), "hold-down"),
-            (Failback::Auto, _) => (Some(at), "trial"),
+        let inhibited = self.failover.way_back.inhibited(self.now);
+        let free = self.failover.way_back.free_from(self.now, self.settings.failback);
+        let eligible_at = free.map(|free| free.max(at));
+        let held_because = match (self.failback_mode(), &serving.spare) {
+            (Failback::Manual, _) => "manual",
+            (Failback::Never, _) => "never",
+            (Failback::Auto, _) if inhibited.is_some_and(|until| until > at) => "inhibited",
+            (Failback::Auto, Spare::None) => "hold-down",
+            (Failback::Auto, _) => "trial",
         };
         Some(FailbackStatus { target: self.interfaces.spoken(target), eligible_at, held_because })
     }

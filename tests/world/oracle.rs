@@ -450,7 +450,7 @@ impl World {
                 }
                 dialled.is_none().then(|| "it is dead already".into())
             }
-            Action::Prefer { .. } | Action::Record(_) => {}
+            Action::Prefer { .. } | Action::Record(_) => None,
             Action::Ping { attempt } | Action::Measure { attempt } | Action::Drain { attempt } => {
                 (self.oracle.session != Some(attempt.0)).then(|| "not the session".into())
             }
@@ -830,11 +830,17 @@ impl Oracle {
                     Command::Connect { via: Some(_), request } => self.via = Some(request.0),
                     Command::Connect { via: None, .. } | Command::Reconnect { .. } => self.held = false,
                     Command::Disconnect { .. } => self.held = true,
-                    Command::Flush { .. } | Command::SetList { .. } | Command::Stop => {}
+                    Command::Failback { .. }
+                    | Command::Inhibit { .. }
+                    | Command::Flush { .. }
+                    | Command::SetList { .. }
+                    | Command::Stop => {}
                 }
             }
             Event::NetworkManagerChanged { .. }
             | Event::ActivationRefused { .. }
+            | Event::AccessPointLost { .. }
+            | Event::Measured { .. }
             | Event::Drained { .. }
             | Event::DeadlineReached => {}
         }

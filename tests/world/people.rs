@@ -50,6 +50,8 @@ impl People {
             Command::Connect { request, .. }
             | Command::Disconnect { request, .. }
             | Command::Reconnect { request }
+            | Command::Failback { request, .. }
+            | Command::Inhibit { request, .. }
             | Command::Flush { request, .. } => request,
             Command::SetList { .. } | Command::Stop => return,
         };
