@@ -15,6 +15,7 @@ use crate::interfaces::Readiness;
 use crate::name::{Class, Name};
 use crate::reason::{Blame, Reason};
 use crate::round::{Candidate, Round, dial_limit};
+use crate::suspicion::rescue_limit;
 use crate::time::Instant;
 
 /// From CONNECT to CONNACK; the path has already proved itself, so this is the server's time.
@@ -44,11 +45,14 @@ impl Failover {
         servers_left: u8,
         other_version: Option<Version>,
     ) -> Walk {
-        let attempt = g.turn.number();
         let limit = self.dial_limit(g, interface);
         g.outages.tried(interface);
-        g.turn.ask(Action::Dial { interface, server, attempt });
-        let candidate = Candidate {
+        let warm = if other_version.is_none() { self.warm.take(interface, server) } else { None };
+        let attempt = warm.map_or_else(|| g.turn.number(), |taken| taken.attempt);
+        if warm.is_none() {
+            g.turn.ask(Action::Dial { interface, server, attempt });
+        }
+        let mut candidate = Candidate {
             interface,
             server,
             servers_left,
@@ -59,7 +63,11 @@ impl Failover {
             connecting: false,
             version: other_version.unwrap_or(self.version(server)),
             other_version: other_version.is_some(),
+            waited: warm.is_some_and(|taken| taken.since.is_some()),
         };
+        if candidate.waited {
+            self.say_connect(g, &mut candidate);
+        }
         Walk::Trying { candidate, round }
     }
 
@@ -123,7 +131,12 @@ impl Failover {
     pub fn say_connect(&mut self, g: &mut Ground, candidate: &mut Candidate) {
         candidate.connecting = true;
         candidate.step = Step::Handshake;
-        candidate.deadline = g.turn.now + CONNACK_LIMIT;
+        candidate.deadline = g.turn.now
+            + match candidate.waited {
+                // If nobody is there any more, a new connection is soon made.
+                true => rescue_limit(g.interfaces.class(candidate.interface)),
+                false => CONNACK_LIMIT,
+            };
         g.turn.ask(Action::Connect {
             attempt: candidate.attempt,
             version: candidate.version,
@@ -151,6 +164,10 @@ impl Failover {
         let now = g.turn.now;
         // What went out right behind CONNECT waits again.
         g.line = Some(Line::Shut);
+        if candidate.waited && g.interfaces.readiness(candidate.interface) == Readiness::Ready {
+            let Candidate { interface, server, servers_left, .. } = candidate;
+            return self.dial(g, round, interface, server, servers_left, None);
+        }
         g.reach.bad(now, candidate.interface, reason);
         if self.wants(g) {
             g.outages.began(g.turn, self.started, reason, false);

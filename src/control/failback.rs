@@ -16,11 +16,12 @@ use crate::interfaces::Readiness;
 use crate::name::Name;
 use crate::reason::Reason;
 use crate::round::better_than;
-use crate::serving::Serving;
+use crate::serving::{STALE, Serving};
 use crate::settings::Failback;
 use crate::spare::{FINISH_LIMIT, Purpose, SPARE_LIMIT, Spare};
 use crate::suspicion::rescue_limit;
 use crate::time::Instant;
+use crate::warm::Taken;
 
 /// What operators have said about the way back. All of it ends by itself: whoever forgets it must not pay for it for
 /// ever.
@@ -120,13 +121,24 @@ impl Failover {
 
     /// Opens a connection through `interface`, up to CONNECT.
     pub fn open_spare(&mut self, g: &mut Ground, serving: &mut Serving, interface: Name, purpose: Purpose) {
-        let attempt = g.turn.number();
-        g.turn.ask(Action::Dial { interface, server: serving.session.server, attempt });
-        let limit = match &purpose {
-            Purpose::Failback { .. } | Purpose::Visit { .. } => SPARE_LIMIT,
-            Purpose::Rescue { .. } => rescue_limit(g.interfaces.class(interface)),
+        let now = g.turn.now;
+        let server = serving.session.server;
+        // What waits there serves a rescue; every other proof must be fresh.
+        let (limit, warm) = match &purpose {
+            Purpose::Failback { .. } | Purpose::Visit { .. } => (SPARE_LIMIT, None),
+            Purpose::Rescue { .. } => (rescue_limit(g.interfaces.class(interface)), self.warm.take(interface, server)),
         };
-        serving.spare = Spare::Dialling { interface, attempt, deadline: g.turn.now + limit, purpose };
+        serving.spare = match warm {
+            Some(Taken { attempt, since: Some(since) }) => Spare::Ready { interface, attempt, since, purpose },
+            Some(Taken { attempt, since: None }) => {
+                Spare::Dialling { interface, attempt, deadline: now + limit, purpose }
+            }
+            None => {
+                let attempt = g.turn.number();
+                g.turn.ask(Action::Dial { interface, server, attempt });
+                Spare::Dialling { interface, attempt, deadline: now + limit, purpose }
+            }
+        };
     }
 
     pub fn spare_failed(&mut self, g: &mut Ground, serving: &mut Serving, name: Name, reason: Reason, hang_up: bool) {
@@ -135,7 +147,10 @@ impl Failover {
         if let Some(attempt) = spare.attempt().filter(|_| hang_up) {
             g.turn.ask(Action::HangUp { attempt, goodbye: Goodbye::Abort });
         }
-        g.reach.trial_failed(now, name, reason);
+        let waited = matches!(spare, Spare::Ready { since, .. } if now.since(since) > STALE);
+        if !waited {
+            g.reach.trial_failed(now, name, reason);
+        }
         if matches!(spare, Spare::Moving { .. }) && hang_up {
             self.abandoned = Some(now);
         }
@@ -145,8 +160,9 @@ impl Failover {
         } else {
             serving.spare_ended(g, spare, reason);
             if serving.suspected {
-                // It would have been the rescue as well: another is needed.
-                self.rescue(g, serving, Vec::from([name]));
+                // It would have been the rescue as well: another is needed, or the same made anew.
+                let tried = if waited { Vec::new() } else { Vec::from([name]) };
+                self.rescue(g, serving, tried);
             }
         }
     }
@@ -166,7 +182,7 @@ impl Failover {
                 g.turn.ask(Action::HangUp { attempt, goodbye: Goodbye::Abort });
                 Spare::Resting { interface, until: now + pause, proofs: proofs + 1 }
             }
-            Purpose::Rescue { .. } => Spare::Ready { interface, attempt, purpose },
+            Purpose::Rescue { .. } => Spare::Ready { interface, attempt, since: now, purpose },
             Purpose::Failback { .. } | Purpose::Visit { .. } => {
                 g.line = Some(Line::Finish);
                 Spare::Finishing { interface, attempt, until: now + FINISH_LIMIT, purpose }

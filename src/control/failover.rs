@@ -31,6 +31,7 @@ use crate::serving::Serving;
 use crate::session::Session;
 use crate::settings::{Mode, Start};
 use crate::time::Instant;
+use crate::warm::Warm;
 
 /// New hope cuts a wait short at most this often (R-CL-15).
 const HOPE_EVERY: Duration = Duration::from_secs(5);
@@ -114,6 +115,8 @@ pub struct Failover {
     pub abandoned: Option<Instant>,
     /// What an operator has said about better interfaces, and what holds until when.
     pub way_back: WayBack,
+    /// Connections that wait on uplinks with standby `warm`.
+    pub warm: Warm,
     /// On demand: the last moment there was something to send.
     pub last_busy: Instant,
 }
@@ -153,6 +156,7 @@ impl Failover {
             rescues_since: None,
             abandoned: None,
             way_back: WayBack::default(),
+            warm: Warm::default(),
         }
     }
 
@@ -169,6 +173,7 @@ impl Failover {
             self.command(g, command);
         }
         self.answer_overdue(g);
+        self.warm_news(g);
         let walk = core::mem::replace(&mut self.walk, Walk::Resting);
         self.walk = match walk {
             Walk::Resting if self.wants(g) => self.begin(g),
@@ -177,6 +182,7 @@ impl Failover {
             Walk::Trying { candidate, round } => self.trying(g, candidate, round),
             Walk::Serving(serving) => self.serving(g, serving),
         };
+        self.tend_warm(g);
         if matches!(self.walk, Walk::Resting) {
             // Nobody waits for a session: what was missed is no outage any more.
             g.outages.dropped();
@@ -191,7 +197,9 @@ impl Failover {
             Walk::Trying { candidate, .. } => Some(candidate.deadline),
             Walk::Serving(serving) => Some(self.serving_deadline(view, serving)),
         };
-        walk.into_iter().chain(self.requests.iter().map(|(_, until)| *until)).min()
+        let requests = self.requests.iter().map(|(_, until)| *until);
+        let warm = self.keeps_warm().and_then(|_| self.warm.deadline());
+        walk.into_iter().chain(requests).chain(warm).min()
     }
 
     /// Whether a session is wanted now.

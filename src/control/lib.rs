@@ -47,6 +47,7 @@ mod session;
 mod spare;
 mod suspicion;
 mod turn;
+mod warm;
 
 pub use action::{Action, Goodbye, Notice, Outcome, Saved};
 pub use event::{Attempt, Command, Device, Event, Measure, Order, Request, Seq, Stage, Step, Ticket, Version};
@@ -138,6 +139,9 @@ impl Control {
         let hope = self.interfaces.absorb(self.now, event);
         if let Event::DeviceGone { interface } = event {
             self.reachability.vanished(*interface);
+        }
+        for name in &hope {
+            self.reachability.appeared(self.now, *name);
         }
         let (walk, _) = self.interfaces.walk(self.list());
         let flow = self.flow(event);

@@ -27,6 +27,11 @@ const PROOFS_MORE: u32 = 4;
 const PROOFS_MOST: u32 = 14;
 const BETWEEN_MORE_PROOFS: Duration = Duration::from_secs(8);
 const BETWEEN_METERED_PROOFS: Duration = Duration::from_secs(30);
+/// A link that has come back more often than this, each time within `BLINK_KEPT` of the last, blinks: each further time
+/// doubles its hold-down, up to `BLINK_HOLD_MAX`.
+const BLINKS_FREE: u32 = 2;
+const BLINK_KEPT: Duration = Duration::from_secs(600);
+const BLINK_HOLD_MAX: Duration = Duration::from_secs(600);
 /// Suspicions in vain are forgotten after this long without one.
 const VAIN_FORGOTTEN: Duration = Duration::from_secs(300);
 /// How often a metered interface is tried while a lower one serves (R-FB-1, R-FX-14).
@@ -44,6 +49,9 @@ pub struct Evidence {
     moved_here: Option<Instant>,
     returns_failed: u32,
     trials_failed: u32,
+    /// How often it has become ready, each time soon after the last, and when last.
+    blinks: u32,
+    last_blink: Option<Instant>,
     vain: u32,
     last_vain: Option<Instant>,
     /// How late the latest answer through it came, and when: what a new session on it is told.
@@ -91,6 +99,14 @@ impl Reachability {
         self.entry(name).moved_here = Some(now);
     }
 
+    /// Link and address are there, again or for the first time.
+    pub fn appeared(&mut self, now: Instant, name: Name) {
+        let evidence = self.entry(name);
+        let again = evidence.last_blink.is_some_and(|at| now.since(at) < BLINK_KEPT);
+        evidence.blinks = if again { evidence.blinks.saturating_add(1) } else { 1 };
+        evidence.last_blink = Some(now);
+    }
+
     /// It was suspected, and answered after all.
     pub fn suspected_in_vain(&mut self, now: Instant, name: Name) {
         let evidence = self.entry(name);
@@ -123,6 +139,8 @@ impl Reachability {
         let evidence = self.evidence.get(&name).copied().unwrap_or_default();
         let calm_since = evidence.last_bad.map_or(ready_since, |at| at.max(ready_since));
         let doubled = hold_down.saturating_mul(1 << evidence.returns_failed.min(16)).min(HOLD_MAX.max(hold_down));
+        let blinking = evidence.blinks.saturating_sub(BLINKS_FREE).min(16);
+        let doubled = doubled.max(hold_down.saturating_mul(1 << blinking).min(BLINK_HOLD_MAX));
         let tired = evidence.trials_failed > 0 && (metered || evidence.trials_failed > PATIENT_TRIALS);
         calm_since + if tired { doubled.max(METERED_TRIAL) } else { doubled }
     }
@@ -137,10 +155,11 @@ impl Reachability {
         }
     }
 
-    /// The interface is gone: so is what was known of it, but for its record of failed returns.
+    /// The interface is gone: so is what was known of it, but for its record of failed returns and of blinking.
     pub fn vanished(&mut self, name: Name) {
         if let Some(evidence) = self.evidence.get_mut(&name) {
-            *evidence = Evidence { returns_failed: evidence.returns_failed, ..Evidence::default() };
+            let Evidence { returns_failed, blinks, last_blink, .. } = *evidence;
+            *evidence = Evidence { returns_failed, blinks, last_blink, ..Evidence::default() };
         }
     }
 

@@ -50,6 +50,8 @@ pub struct Candidate {
     pub version: Version,
     /// The other protocol version was already tried.
     pub other_version: bool,
+    /// It waited for a while before it was needed, and may be stale.
+    pub waited: bool,
 }
 
 impl Candidate {

@@ -29,6 +29,9 @@ const ECHO: Duration = Duration::from_secs(60);
 /// A suspect that nothing could rescue: how soon everything is tried again.
 const SWEEP_AGAIN: Duration = Duration::from_secs(5);
 
+/// A connection proved longer ago than this may have died meanwhile.
+pub const STALE: Duration = Duration::from_secs(4);
+
 #[derive(Clone, Copy, Debug)]
 pub struct Leaving {
     pub request: Request,
@@ -130,13 +133,15 @@ impl Serving {
 
     /// The same connection, looked at as a candidate of the walk.
     pub fn candidate_of(&self, g: &mut Ground, spare: &Spare) -> Option<(Candidate, Option<Request>)> {
+        let now = g.turn.now;
+        let waited = matches!(spare, Spare::Ready { since, .. } if now.since(*since) > STALE);
         let (interface, attempt, deadline, connecting, purpose) = match spare {
             Spare::None | Spare::Resting { .. } => return None,
             Spare::Dialling { interface, attempt, deadline, purpose } => {
                 (interface, attempt, *deadline, false, purpose)
             }
-            Spare::Ready { interface, attempt, purpose } | Spare::Finishing { interface, attempt, purpose, .. } => {
-                (interface, attempt, g.turn.now + SPARE_LIMIT, false, purpose)
+            Spare::Ready { interface, attempt, purpose, .. } | Spare::Finishing { interface, attempt, purpose, .. } => {
+                (interface, attempt, now + SPARE_LIMIT, false, purpose)
             }
             Spare::Moving { interface, attempt, deadline, purpose } => (interface, attempt, *deadline, true, purpose),
         };
@@ -149,12 +154,13 @@ impl Serving {
             server: self.session.server,
             servers_left: 0,
             attempt: *attempt,
-            born: g.turn.now,
+            born: now,
             deadline,
             step: if connecting { Step::Handshake } else { Step::Connecting },
             connecting,
             version: self.session.version,
             other_version: false,
+            waited,
         };
         Some((candidate, via))
     }
@@ -207,6 +213,7 @@ impl Failover {
                 session.ponged(now);
                 session.heard(now);
             }
+            Event::AccessPointLost { interface } if interface == session.interface => session.doubt(),
             Event::Acked { attempt, .. } if attempt == session.attempt => {
                 // No sign of life by itself: a message of QoS 0 counts as acknowledged when the kernel has it.
                 if let Some(sample) = g.flow.sample {

@@ -113,6 +113,8 @@ pub struct Session {
     excused: Instant,
     /// After a long pause: ask at once.
     check: bool,
+    /// Something outside speaks against it: asked at once, and suspect until it answers.
+    doubted: bool,
     asked: Asked,
     /// An acknowledgement that may have come from the server, or from our own kernel.
     acked: Option<(Instant, Duration)>,
@@ -172,6 +174,7 @@ impl Session {
             round_trip: RoundTrip::default(),
             excused: now,
             check: false,
+            doubted: false,
             asked: Asked::No,
             acked: None,
             pinged: None,
@@ -200,6 +203,12 @@ impl Session {
         }
         self.last_inbound = now;
         self.asked = Asked::No;
+        self.doubted = false;
+    }
+
+    /// Something outside speaks against it, and is no proof.
+    pub fn doubt(&mut self) {
+        self.doubted = true;
     }
 
     /// The ping was answered; to be told before `heard`.
@@ -284,7 +293,7 @@ impl Session {
     /// What is due, given the moment the oldest message in flight was sent.
     pub fn due(&self, now: Instant) -> Due {
         match self.asked {
-            Asked::No if self.check || now >= self.ping_at() => Due::Ping,
+            Asked::No if self.check || self.doubted || now >= self.ping_at() => Due::Ping,
             Asked::Once(at) if now >= self.excused.max(at) + self.limit(0) => Due::Ping,
             Asked::Twice { again, .. } if now >= self.excused.max(again) + self.limit(1) => Due::Dead,
             Asked::No | Asked::Once(_) | Asked::Twice { .. } => Due::Nothing,
@@ -295,7 +304,7 @@ impl Session {
     pub fn silence(&self, now: Instant, oldest_sent: Option<Instant>) -> Silence {
         match self.silent_since(oldest_sent) {
             Some(since) if now >= since + self.patience(since, MOVE_MARGIN) => Silence::Guilty,
-            Some(since) if now >= since + self.patience(since, SUSPECT_MARGIN) => Silence::Suspect,
+            Some(since) if self.doubted || now >= since + self.patience(since, SUSPECT_MARGIN) => Silence::Suspect,
             Some(_) | None => Silence::Innocent,
         }
     }

@@ -48,6 +48,8 @@ pub enum Spare {
     Ready {
         interface: Name,
         attempt: Attempt,
+        /// When its handshake was complete.
+        since: Instant,
         purpose: Purpose,
     },
     /// A planned move: what is in flight finishes on the old connection.

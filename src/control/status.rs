@@ -288,7 +288,7 @@ impl Control {
             metered: self.interfaces.metered(name, &self.settings),
             round_trip: None,
             loss: None,
-            warm: false,
+            warm: self.failover.warm.is_ready(name),
         }
     }
 

@@ -16,6 +16,7 @@ use crate::reason::Reason;
 use crate::round::{From, Round};
 use crate::serving::Serving;
 use crate::session::{Session, Silence};
+use crate::settings::Standby;
 use crate::spare::{Purpose, Spare};
 use crate::time::Instant;
 
@@ -87,7 +88,7 @@ impl Failover {
         }
         match core::mem::replace(&mut serving.spare, Spare::None) {
             Spare::None | Spare::Resting { .. } => self.rescue(g, serving, Vec::new()),
-            Spare::Dialling { interface, attempt, deadline, purpose: Purpose::Failback { .. } } => {
+            Spare::Dialling { interface, attempt, deadline, purpose: Purpose::Failback { request: None, .. } } => {
                 let purpose = Purpose::Rescue { tried: Vec::new() };
                 serving.spare = Spare::Dialling { interface, attempt, deadline, purpose };
             }
@@ -109,13 +110,13 @@ impl Failover {
         let fits = |name: &Name| {
             *name != serving.session.interface
                 && !tried.contains(name)
-                && !(spent && g.interfaces.metered(*name, g.turn.settings))
+                && !(spent && g.interfaces.metered(*name, g.turn.settings) && !self.warm.is_ready(*name))
         };
         let Some(name) = round.rest.into_iter().find(fits) else {
             serving.swept = Some(now);
             return;
         };
-        if g.interfaces.metered(name, g.turn.settings) {
+        if g.interfaces.metered(name, g.turn.settings) && !self.warm.is_ready(name) {
             self.rescues += 1;
         }
         self.open_spare(g, serving, name, Purpose::Rescue { tried });
@@ -126,7 +127,11 @@ impl Failover {
         let now = g.turn.now;
         g.reach.suspected_in_vain(now, serving.session.interface);
         serving.session.acquitted(g.reach.vain(now, serving.session.interface));
-        match &serving.spare {
+        match serving.spare {
+            Spare::Ready { interface, attempt, since, .. } if g.uplink(interface).standby == Standby::Warm => {
+                serving.spare = Spare::None;
+                self.warm.give(interface, serving.session.server, attempt, since, g.uplink(interface).warm_renew);
+            }
             Spare::Dialling { purpose: Purpose::Rescue { .. }, .. } | Spare::Ready { .. } => {
                 serving.drop_spare(g, Reason::User);
             }
