@@ -104,8 +104,9 @@ impl Failover {
         }
         match *g.event {
             Event::DialProgressed { attempt, step } if attempt == own => candidate.step = step,
-            Event::Dialled { attempt, .. } if attempt == own && !candidate.connecting => {
+            Event::Dialled { attempt, measure } if attempt == own && !candidate.connecting => {
                 g.reach.good(candidate.interface);
+                g.reach.measured(candidate.interface, measure);
                 self.say_connect(g, &mut candidate);
             }
             Event::DialFailed { attempt, reason, .. } | Event::Closed { attempt, reason, .. } if attempt == own => {

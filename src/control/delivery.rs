@@ -213,6 +213,7 @@ impl Delivery {
             in_flight: self.window.len() as u32,
             refused: self.refused,
             rejected: self.rejected,
+            repeated: self.repeated,
         }
     }
 

@@ -9,7 +9,7 @@ use core::time::Duration;
 
 use crate::action::{Action, Goodbye, Outcome};
 use crate::attempt::CONNACK_LIMIT;
-use crate::event::{Event, FAILBACK_HOLDS_MAX, INHIBIT_MAX, Request, Version};
+use crate::event::{Event, FAILBACK_HOLDS_MAX, INHIBIT_MAX, Measure, Request, Version};
 use crate::failover::{Failover, Walk};
 use crate::ground::{Ground, Line, View};
 use crate::interfaces::Readiness;
@@ -18,10 +18,13 @@ use crate::reason::Reason;
 use crate::round::better_than;
 use crate::serving::{STALE, Serving};
 use crate::settings::Failback;
-use crate::spare::{FINISH_LIMIT, Purpose, SPARE_LIMIT, Spare};
+use crate::spare::{FINISH_LIMIT, Proofs, Purpose, SPARE_LIMIT, Spare};
 use crate::suspicion::rescue_limit;
 use crate::time::Instant;
 use crate::warm::Taken;
+
+/// So many dials of a trial may find that too much gets lost before the trial has failed.
+const PROOFS_FORGIVEN: u32 = 6;
 
 /// What operators have said about the way back. All of it ends by itself: whoever forgets it must not pay for it for
 /// ever.
@@ -86,7 +89,7 @@ impl Failover {
                 self.spare_failed(g, serving, name, reason, false);
                 return None;
             }
-            Event::Dialled { attempt, .. } if Some(attempt) == own => self.spare_proved(g, serving),
+            Event::Dialled { attempt, measure } if Some(attempt) == own => self.spare_proved(g, serving, measure),
             _ => {}
         }
         match serving.spare.clone() {
@@ -156,7 +159,9 @@ impl Failover {
         }
         if let Spare::Dialling { purpose: Purpose::Rescue { mut tried }, .. } = spare {
             tried.push(name);
-            self.rescue(g, serving, tried);
+            if serving.suspected {
+                self.rescue(g, serving, tried);
+            }
         } else {
             serving.spare_ended(g, spare, reason);
             if serving.suspected {
@@ -167,8 +172,8 @@ impl Failover {
         }
     }
 
-    /// The spare's handshake is complete: the path behind it is good.
-    pub fn spare_proved(&mut self, g: &mut Ground, serving: &mut Serving) {
+    /// The spare's handshake is complete: the path behind it works, and may yet lose too much.
+    pub fn spare_proved(&mut self, g: &mut Ground, serving: &mut Serving, measure: Measure) {
         let now = g.turn.now;
         let spare = core::mem::replace(&mut serving.spare, Spare::None);
         let Spare::Dialling { interface, attempt, purpose, .. } = spare else {
@@ -176,14 +181,28 @@ impl Failover {
             return;
         };
         g.reach.good(interface);
+        g.reach.measured(interface, measure);
+        let lossy = g.reach.quality(interface).is_lossy();
         let (needed, pause) = g.reach.proofs(interface, g.interfaces.metered(interface, g.turn.settings));
+        let proofs = |proofs: Proofs| Proofs { dials: proofs.dials + 1, good: proofs.good + u32::from(!lossy) };
         serving.spare = match purpose {
-            Purpose::Failback { proofs, request: None } if proofs + 1 < needed => {
+            Purpose::Failback { proofs: past, request: None } if proofs(past).good < needed => {
                 g.turn.ask(Action::HangUp { attempt, goodbye: Goodbye::Abort });
-                Spare::Resting { interface, until: now + pause, proofs: proofs + 1 }
+                if proofs(past).dials >= needed + PROOFS_FORGIVEN {
+                    return g.reach.trial_failed(now, interface, Reason::Loss);
+                }
+                Spare::Resting { interface, until: now + pause, proofs: proofs(past) }
+            }
+            // Another uplink that loses as much is no rescue from one that loses too much.
+            Purpose::Rescue { .. } if lossy && serving.is_browning_out(g) => {
+                serving.spare = Spare::Dialling { interface, attempt, deadline: now, purpose };
+                return self.spare_failed(g, serving, interface, Reason::Loss, true);
             }
             Purpose::Rescue { .. } => Spare::Ready { interface, attempt, since: now, purpose },
             Purpose::Failback { .. } | Purpose::Visit { .. } => {
+                let ours = matches!(purpose, Purpose::Failback { request: None, .. });
+                let why = if ours { Reason::InterfaceChange } else { Reason::User };
+                g.switches.began(g.turn, serving.session.interface, why, Duration::ZERO, &g.flow);
                 g.line = Some(Line::Finish);
                 Spare::Finishing { interface, attempt, until: now + FINISH_LIMIT, purpose }
             }
@@ -231,7 +250,7 @@ impl Failover {
         if let Some((name, at)) = self.returns_at(&g.view(), serving)
             && g.turn.now >= at
         {
-            self.open_spare(g, serving, name, Purpose::Failback { proofs: 0, request: None });
+            self.open_spare(g, serving, name, Purpose::Failback { proofs: Proofs::default(), request: None });
         }
     }
 
@@ -283,7 +302,12 @@ impl Failover {
             _ if serving.suspected => Some(Outcome::Failed(Reason::AcknowledgementLimit)),
             (Some(name), _, _) => {
                 serving.drop_spare(g, Reason::User);
-                self.open_spare(g, &mut serving, name, Purpose::Failback { proofs: 0, request: Some(request) });
+                self.open_spare(
+                    g,
+                    &mut serving,
+                    name,
+                    Purpose::Failback { proofs: Proofs::default(), request: Some(request) },
+                );
                 None
             }
             (None, Some(best), _) => Some(Outcome::Failed(match g.interfaces.readiness(*best) {

@@ -43,8 +43,6 @@ const START_PATIENCE: Duration = Duration::from_secs(2);
 const START_LISTING: Duration = Duration::from_millis(300);
 /// While every path is silent, the whole list is walked this often; between that only the best is tried.
 const FULL_WALK_PATH: Duration = Duration::from_secs(30);
-/// A session that lived shorter than this is followed by a wait: what opens and closes at once would otherwise spin.
-const SHORT_SESSION: Duration = Duration::from_secs(1);
 
 /// What the operator wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +108,8 @@ pub struct Failover {
     pub since: Instant,
     /// Spares opened over metered interfaces on suspicion, and since when they are counted.
     pub rescues: u32,
+    /// Spares raced for the first message after silence, in the same hour.
+    pub races: u32,
     pub rescues_since: Option<Instant>,
     /// When a CONNECT was last given up without an answer.
     pub abandoned: Option<Instant>,
@@ -153,6 +153,7 @@ impl Failover {
             since: now,
             last_busy: now,
             rescues: 0,
+            races: 0,
             rescues_since: None,
             abandoned: None,
             way_back: WayBack::default(),
@@ -186,6 +187,7 @@ impl Failover {
         if matches!(self.walk, Walk::Resting) {
             // Nobody waits for a session: what was missed is no outage any more.
             g.outages.dropped();
+            g.switches.abandoned();
         }
     }
 
@@ -363,6 +365,10 @@ impl Failover {
         self.since = g.turn.now;
         g.reach.good(candidate.interface);
         g.outages.reached(g.turn);
+        g.switches.reached(g.turn, candidate.interface, candidate.attempt);
+        if g.turn.settings.manage_routes {
+            g.turn.ask(Action::Prefer { interface: Some(candidate.interface) });
+        }
         g.line = Some(Line::Open { attempt: candidate.attempt, window });
         if let Some(request) = via {
             // The operator wanted this connection: it is held as one that `connect` asked for.
@@ -370,36 +376,6 @@ impl Failover {
             g.turn.ask(Action::Answer { request, outcome: Outcome::Done });
         }
         Walk::Serving(Box::new(Serving::open(g, candidate, version, present, window, keep_alive, via.is_some())))
-    }
-
-    /// The session is lost: what comes next.
-    pub fn after_loss(&mut self, g: &mut Ground, lost: &Session, reason: Reason, heard: bool) -> Walk {
-        let now = g.turn.now;
-        let from = lost.interface;
-        let short = now.since(lost.opened) < SHORT_SESSION && g.interfaces.dead(from).is_none();
-        if !short {
-            self.backoff.accepted();
-        }
-        self.since = now;
-        self.told = !matches!(g.turn.settings.mode, Mode::Manual);
-        if !self.wants(g) {
-            return Walk::Resting;
-        }
-        self.next = match reason.blame() {
-            Blame::Path if !heard && reason != Reason::Reset => From::Next(from),
-            Blame::Path | Blame::Server | Blame::Credentials | Blame::Identity | Blame::Ours => From::Current(from),
-        };
-        let wait_first = match reason.blame() {
-            // Alone with the server, the first retry is at once; in a fleet it is spread.
-            Blame::Server => g.turn.settings.fleet_size > 1 || short,
-            Blame::Identity | Blame::Credentials => true,
-            Blame::Path | Blame::Ours => short,
-        };
-        if wait_first {
-            let wait = self.backoff.next(now, reason, g.turn.settings, g.turn.dice);
-            return Walk::Waiting { until: now + wait, cause: reason };
-        }
-        self.begin(g)
     }
 }
 

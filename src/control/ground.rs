@@ -10,6 +10,8 @@ use crate::name::{Class, Name};
 use crate::outage::Outages;
 use crate::reachability::Reachability;
 use crate::settings::{Settings, Uplink};
+use crate::status::DeliveryStatus;
+use crate::switch::Switches;
 use crate::time::Instant;
 use crate::turn::Turn;
 
@@ -24,6 +26,8 @@ pub struct Flow {
     pub empty: bool,
     /// The round trip that this event's acknowledgement shows.
     pub sample: Option<Duration>,
+    /// The counts, this event not yet among them.
+    pub tally: DeliveryStatus,
 }
 
 /// What the walk concludes for delivery.
@@ -47,6 +51,7 @@ pub struct Ground<'a, 't> {
     pub walk: &'a [Name],
     pub reach: &'a mut Reachability,
     pub outages: &'a mut Outages,
+    pub switches: &'a mut Switches,
     pub flow: Flow,
     /// Interfaces that became ready through this event.
     pub hope: &'a [Name],

@@ -39,7 +39,9 @@ mod failover;
 mod flush;
 mod ground;
 mod interfaces;
+mod loss;
 mod outage;
+mod quality;
 mod reachability;
 mod round;
 mod serving;
@@ -72,6 +74,7 @@ use interfaces::{Interfaces, Readiness};
 use outage::Outages;
 use reachability::Reachability;
 use round::better_than;
+use switch::Switches;
 use turn::Turn;
 
 /// What the store found at the start.
@@ -99,6 +102,7 @@ pub struct Control {
     delivery: Delivery,
     flushes: Flushes,
     outages: Outages,
+    switches: Switches,
 }
 
 impl Control {
@@ -126,6 +130,7 @@ impl Control {
             delivery: Delivery::restore(&unreleased.runs, unreleased.highest),
             flushes: Flushes::default(),
             outages: Outages::default(),
+            switches: Switches::default(),
         };
         control.scheduled = Some(now);
         control
@@ -164,6 +169,7 @@ impl Control {
             walk: &walk,
             reach: &mut self.reachability,
             outages: &mut self.outages,
+            switches: &mut self.switches,
             flow,
             hope: &hope,
             line: None,
@@ -187,8 +193,12 @@ impl Control {
         let attempt = self.failover.session().map(|s| s.attempt);
         self.flushes.step(&mut turn, event, self.delivery.is_empty(), attempt);
         self.outages.step(&mut turn);
+        self.switches.step(&mut turn, event, attempt, &self.delivery.status());
         if matches!(event, Event::Asked(Command::Stop)) {
             self.delivery.keep_all(&mut turn);
+            if self.settings.manage_routes {
+                turn.ask(Action::Prefer { interface: None });
+            }
             turn.ask(Action::Exit);
         }
         self.scheduled = self.deadline(&walk);
@@ -220,6 +230,7 @@ impl Control {
             quiet: status.in_flight <= settled,
             empty: status.messages <= u64::from(settled) && !matches!(event, Event::Offered { .. }),
             sample,
+            tally: status,
         }
     }
 

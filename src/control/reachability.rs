@@ -8,7 +8,9 @@
 use alloc::collections::BTreeMap;
 use core::time::Duration;
 
+use crate::event::Measure;
 use crate::name::Name;
+use crate::quality::Quality;
 use crate::reason::{Blame, Reason};
 use crate::time::Instant;
 
@@ -56,6 +58,7 @@ pub struct Evidence {
     last_vain: Option<Instant>,
     /// How late the latest answer through it came, and when: what a new session on it is told.
     lateness: Option<(Instant, Duration)>,
+    quality: Quality,
 }
 
 /// Everything known, by interface.
@@ -127,6 +130,16 @@ impl Reachability {
     /// How late the latest answer through it came.
     pub fn lateness(&self, name: Name) -> Option<(Instant, Duration)> {
         self.evidence.get(&name).and_then(|e| e.lateness)
+    }
+
+    /// A handshake through it, or a while of a session, has shown this.
+    pub fn measured(&mut self, name: Name, measure: Measure) {
+        self.entry(name).quality.note(measure);
+    }
+
+    /// How good its path is, as far as measured.
+    pub fn quality(&self, name: Name) -> Quality {
+        self.evidence.get(&name).map_or(Quality::default(), |e| e.quality)
     }
 
     /// Why the last try through it failed, unless one succeeded since.

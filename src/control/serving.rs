@@ -15,17 +15,16 @@ use crate::backoff::GOOD_SESSION;
 use crate::event::{Event, Request, Step, Version};
 use crate::failover::{Failover, Intent, Walk};
 use crate::ground::{Ground, Line, View};
-use crate::reason::{Blame, Reason};
-use crate::round::{Candidate, From, Round};
-use crate::session::{Due, Session};
+use crate::reason::Reason;
+use crate::round::Candidate;
+use crate::session::Session;
 use crate::spare::{Purpose, SPARE_LIMIT, Spare};
+use crate::suspicion::RACE_SILENCE;
 use crate::time::Instant;
 use crate::turn::Turn;
 
 /// How long `disconnect` may flush (R-CL-6).
 const FLUSH_LIMIT: Duration = Duration::from_secs(10);
-/// A CONNECT that was given up may still reach the server this much later, and take our own session over.
-const ECHO: Duration = Duration::from_secs(60);
 /// A suspect that nothing could rescue: how soon everything is tried again.
 const SWEEP_AGAIN: Duration = Duration::from_secs(5);
 
@@ -52,6 +51,8 @@ pub struct Serving {
     pub suspected: bool,
     /// When the last interface that might have rescued it had failed.
     pub swept: Option<Instant>,
+    /// A spare was raced for the message that broke the silence, or need not be.
+    pub raced: bool,
 }
 
 impl Serving {
@@ -81,8 +82,28 @@ impl Serving {
             g.reach.lateness(candidate.interface),
         );
         // CONNACK is the first answer, and the first sample: an idle session has no other when it is first used.
-        session.round_trip.sample(CONNACK_LIMIT.saturating_sub(candidate.deadline.since(now)));
-        Serving { session, spare: Spare::None, via, leaving: None, good: false, suspected: false, swept: None }
+        session.sample(CONNACK_LIMIT.saturating_sub(candidate.deadline.since(now)));
+        Serving {
+            session,
+            spare: Spare::None,
+            via,
+            leaving: None,
+            good: false,
+            suspected: false,
+            swept: None,
+            raced: false,
+        }
+    }
+
+    /// It works, and is of no use: much gets lost, and messages wait for it.
+    pub fn is_browning_out(&self, g: &Ground) -> bool {
+        self.session.flowing.is_stalling() && g.reach.quality(self.session.interface).is_lossy()
+    }
+
+    /// The message that breaks the silence may be raced.
+    pub fn may_race(&self, oldest_sent: Option<Instant>) -> bool {
+        let free = self.spare == Spare::None && !self.raced && !self.suspected && self.leaving.is_none();
+        free && self.session.settled && self.session.broke_silence(oldest_sent, RACE_SILENCE)
     }
 
     /// When the interfaces that failed to rescue a suspect are tried again.
@@ -123,6 +144,7 @@ impl Serving {
             Spare::Finishing { purpose, .. } | Spare::Moving { purpose, .. } => (purpose, true),
         };
         if stopped {
+            g.switches.abandoned();
             let Session { attempt, window, .. } = self.session;
             g.line = Some(Line::Open { attempt, window });
         }
@@ -189,6 +211,7 @@ impl Failover {
         let mut consider = |at: Option<Instant>| deadline = at.map_or(deadline, |at| deadline.min(at));
         consider(serving.spare.deadline());
         consider(serving.leaving.map(|l| l.until));
+        consider(serving.may_race(view.oldest_sent).then_some(view.now));
         consider(serving.sweep_due().filter(|at| *at > view.now));
         consider((!serving.good).then_some(serving.session.opened + GOOD_SESSION));
         consider(self.linger_ends(view.settings.mode).filter(|at| *at > view.now));
@@ -196,111 +219,6 @@ impl Failover {
             consider(self.returns_at(view, serving).map(|(_, at)| at).filter(|at| *at > view.now));
         }
         deadline
-    }
-
-    /// Whether the session has ended, by the kernel's word, the connection's, or its own silence.
-    pub fn lost(&mut self, g: &mut Ground, serving: &mut Serving) -> Option<(Reason, bool)> {
-        let now = g.turn.now;
-        let session = &mut serving.session;
-        if let Some(reason) = g.interfaces.dead(session.interface) {
-            g.turn.ask(Action::HangUp { attempt: session.attempt, goodbye: Goodbye::Abort });
-            return Some((reason, false));
-        }
-        match *g.event {
-            Event::Closed { attempt, reason, heard } if attempt == session.attempt => return Some((reason, heard)),
-            Event::Heard { attempt } if attempt == session.attempt => session.heard(now),
-            Event::Ponged { attempt } if attempt == session.attempt => {
-                session.ponged(now);
-                session.heard(now);
-            }
-            Event::AccessPointLost { interface } if interface == session.interface => session.doubt(),
-            Event::Acked { attempt, .. } if attempt == session.attempt => {
-                // No sign of life by itself: a message of QoS 0 counts as acknowledged when the kernel has it.
-                if let Some(sample) = g.flow.sample {
-                    session.acked(now, sample);
-                }
-            }
-            _ => {}
-        }
-        if session.lateness != g.reach.lateness(session.interface) {
-            g.reach.late(session.interface, session.lateness);
-        }
-        if matches!(
-            g.event,
-            Event::Dialled { .. } | Event::DialFailed { .. } | Event::Connected { .. } | Event::Closed { .. }
-        ) {
-            // News of the spare are taken in first; the session's own clock can wait a moment.
-            return None;
-        }
-        match session.due(now) {
-            Due::Nothing => None,
-            Due::Ping => {
-                session.asks(now);
-                g.turn.ask(Action::Ping { attempt: session.attempt });
-                None
-            }
-            Due::Dead => {
-                g.turn.ask(Action::HangUp { attempt: session.attempt, goodbye: Goodbye::Abort });
-                Some((Reason::KeepaliveLimit, false))
-            }
-        }
-    }
-
-    /// The session is lost; a spare that is under way carries on.
-    pub fn lose(&mut self, g: &mut Ground, mut serving: Serving, reason: Reason, heard: bool) -> Walk {
-        let now = g.turn.now;
-        let name = serving.session.interface;
-        let echo = self.abandoned.take().is_some_and(|at| now.since(at) < ECHO);
-        // Our own CONNECT on the spare ends the old connection at the server, with or without a word; one that was
-        // given up may have reached the server after all.
-        let moving = matches!(serving.spare, Spare::Moving { .. }) && heard;
-        let taken_by_us = moving || reason == Reason::SessionTakenOver && echo;
-        let reason = if taken_by_us && !moving { Reason::InterfaceChange } else { reason };
-        let reason = if taken_by_us { reason } else { self.suspect_twin(now, &serving.session, reason) };
-        if !taken_by_us {
-            g.reach.bad(now, name, reason);
-        }
-        let spare = core::mem::replace(&mut serving.spare, Spare::None);
-        if taken_by_us && moving {
-            // The server's word on the old connection came before its answer on the new one.
-            note_return(g, &spare);
-        }
-        // A spare of another's making dies with the reason: somebody else has our identity.
-        let usable = reason.blame() != Blame::Identity || taken_by_us;
-        let candidate = if usable { serving.candidate_of(g, &spare) } else { None };
-        let spare_lives = candidate.as_ref().is_some_and(|(c, _)| g.interfaces.dead(c.interface).is_none());
-        g.line = Some(Line::Shut);
-        if serving.answer_leaving(g.turn, Outcome::Done) {
-            // It was to be closed anyway; what was not flushed is kept.
-            self.intent = Intent::Off;
-        } else {
-            let cause = if taken_by_us { Reason::InterfaceChange } else { reason };
-            g.outages.began(g.turn, serving.session.last_inbound, cause, spare_lives);
-        }
-        match candidate {
-            Some((candidate, via)) if spare_lives && self.wants(g) => self.carry_on(g, spare, candidate, via),
-            Some(_) | None => {
-                serving.spare = spare;
-                serving.drop_spare(g, reason);
-                g.line = Some(Line::Shut);
-                self.after_loss(g, &serving.session, reason, heard)
-            }
-        }
-    }
-
-    /// The spare becomes the walk's candidate; behind it come the interfaces after it.
-    pub fn carry_on(&mut self, g: &mut Ground, spare: Spare, mut candidate: Candidate, via: Option<Request>) -> Walk {
-        g.outages.tried(candidate.interface);
-        self.await_answer(g, &spare);
-        let mut round = Round::plan(From::Next(candidate.interface), g.walk, g.interfaces);
-        round.rest.retain(|name| *name != candidate.interface);
-        round.via = via;
-        if matches!(spare, Spare::Ready { .. } | Spare::Finishing { .. }) {
-            self.say_connect(g, &mut candidate);
-        } else if let Some(line) = self.early(&candidate) {
-            g.line = Some(line);
-        }
-        Walk::Trying { candidate, round }
     }
 
     /// A planned move came about: the new connection is the session now.

@@ -9,6 +9,7 @@ use core::time::Duration;
 
 use crate::event::{Attempt, Version};
 use crate::name::Name;
+use crate::quality::Flowing;
 use crate::settings::Uplink;
 use crate::time::Instant;
 
@@ -109,6 +110,10 @@ pub struct Session {
     pub settled: bool,
     pub last_inbound: Instant,
     pub round_trip: RoundTrip,
+    /// The smallest that the smoothed round trip has been.
+    fastest: Option<Duration>,
+    /// Stalls and losses.
+    pub flowing: Flowing,
     /// Silence before this moment is forgiven: it was ours.
     excused: Instant,
     /// After a long pause: ask at once.
@@ -172,6 +177,8 @@ impl Session {
             settled: false,
             last_inbound: now,
             round_trip: RoundTrip::default(),
+            fastest: None,
+            flowing: Flowing::begin(now),
             excused: now,
             check: false,
             doubted: false,
@@ -229,7 +236,28 @@ impl Session {
         if self.round_trip.smoothed().is_some() {
             self.late(now, sample.saturating_sub(self.round_trip.timeout()));
         }
+        self.sample(sample);
+    }
+
+    /// A round trip took so long.
+    pub fn sample(&mut self, sample: Duration) {
         self.round_trip.sample(sample);
+        self.fastest = self.fastest.into_iter().chain(self.round_trip.smoothed()).min();
+    }
+
+    /// Counts the time up to now as stalled or flowing. `oldest_sent` as it was until now.
+    pub fn count(&mut self, now: Instant, oldest_sent: Option<Instant>) {
+        self.flowing.count(now, oldest_sent, self.fastest.unwrap_or(RTO_FIRST));
+    }
+
+    /// How long an answer has been owed.
+    pub fn owed(&self, now: Instant, oldest_sent: Option<Instant>) -> Duration {
+        self.silent_since(oldest_sent).map_or(Duration::ZERO, |since| now.since(since))
+    }
+
+    /// The oldest message in flight is the first after so long without a word from the server.
+    pub fn broke_silence(&self, oldest_sent: Option<Instant>, after: Duration) -> bool {
+        oldest_sent.is_some_and(|sent| sent.since(self.alive()) >= after)
     }
 
     fn late(&mut self, now: Instant, by: Duration) {
@@ -286,6 +314,7 @@ impl Session {
         let pause = now.since(scheduled);
         if pause > STALL {
             self.excused = now;
+            self.flowing.skip(now);
         }
         self.check |= pause > LONG_STALL;
     }

@@ -17,11 +17,18 @@ pub const SPARE_LIMIT: Duration = Duration::from_secs(10);
 /// How long what is in flight may take to finish before a planned move goes on regardless.
 pub const FINISH_LIMIT: Duration = Duration::from_secs(1);
 
+/// How often a better interface has been dialled in this trial, and how often that spoke for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Proofs {
+    pub dials: u32,
+    pub good: u32,
+}
+
 /// Why there is a spare.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// A better interface is being proved, so many times up to now; or an operator wants traffic to return now.
-    Failback { proofs: u32, request: Option<Request> },
+    /// A better interface is being proved; or an operator wants traffic to return now.
+    Failback { proofs: Proofs, request: Option<Request> },
     /// The session is suspect. Interfaces already tried for it.
     Rescue { tried: Vec<Name> },
     /// An operator asked for this interface.
@@ -36,7 +43,7 @@ pub enum Spare {
     Resting {
         interface: Name,
         until: Instant,
-        proofs: u32,
+        proofs: Proofs,
     },
     Dialling {
         interface: Name,

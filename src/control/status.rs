@@ -127,6 +127,8 @@ pub struct DeliveryStatus {
     pub in_flight: u32,
     pub refused: u64,
     pub rejected: u64,
+    /// Sent again on another connection.
+    pub repeated: u64,
 }
 
 /// What makes a line in the journal when it changes.
@@ -207,7 +209,7 @@ impl Control {
             failback_mode: self.failback_mode(),
             failback_until: self.failover.way_back.mode(self.now, self.settings.failback).1,
             inhibited_until: self.failover.way_back.inhibited(self.now),
-            last_switch: None,
+            last_switch: self.switches.last(),
             round_trip: serving.and_then(|s| s.session.round_trip.smoothed()),
         }
     }
@@ -265,6 +267,7 @@ impl Control {
     fn uplink_status(&self, name: Name, index: usize) -> UplinkStatus {
         let readiness = self.interfaces.readiness(name);
         let failure = self.reachability.last_failure(name);
+        let quality = self.reachability.quality(name);
         let (state, usable, reason) = match (&self.failover.walk, readiness) {
             (Walk::Serving(s), _) if s.session.interface == name => (self.state(index), true, None),
             (Walk::Trying { candidate, .. }, _) if candidate.interface == name => {
@@ -286,8 +289,8 @@ impl Control {
             usable,
             reason,
             metered: self.interfaces.metered(name, &self.settings),
-            round_trip: None,
-            loss: None,
+            round_trip: quality.round_trip,
+            loss: quality.loss,
             warm: self.failover.warm.is_ready(name),
         }
     }

@@ -15,17 +15,19 @@ use crate::name::{Class, Name};
 use crate::reason::Reason;
 use crate::round::{From, Round};
 use crate::serving::Serving;
-use crate::session::{Session, Silence};
+use crate::session::Silence;
 use crate::settings::Standby;
 use crate::spare::{Purpose, Spare};
 use crate::time::Instant;
 
-/// That many sessions in a row, ended by the server without a reason within this time, mean that somebody else uses our
-/// identity.
-const TWIN_KICKS: u32 = 3;
-const TWIN_SESSION: Duration = Duration::from_secs(10);
 /// Spares opened on suspicion over metered interfaces, at most per hour: each costs a handshake.
 const METERED_RESCUES: u32 = 12;
+/// A message is raced after so much silence, over an interface whose dial would not fit between suspicion and move: two
+/// of these round trips are as long. At most so many an hour: each costs a handshake (R-FX-14: 3 kB each, 6 MB a month).
+pub const RACE_SILENCE: Duration = Duration::from_secs(3);
+const RACE_ROUND_TRIP: Duration = Duration::from_millis(90);
+const RACES: u32 = 60;
+const METERED_RACES: u32 = 3;
 const HOUR: Duration = Duration::from_secs(3600);
 
 impl Failover {
@@ -39,11 +41,17 @@ impl Failover {
             // Whether bytes came in with it is told next.
             return None;
         }
-        match serving.session.silence(now, g.flow.oldest_sent) {
+        // What works and is of no use is left as what does not work.
+        let (silence, reason) = match serving.session.silence(now, g.flow.oldest_sent) {
+            _ if serving.is_browning_out(g) => (Silence::Guilty, Reason::Loss),
+            silence => (silence, Reason::AcknowledgementLimit),
+        };
+        match silence {
             Silence::Innocent => {
                 if core::mem::take(&mut serving.suspected) {
                     self.acquit(g, serving);
                 }
+                self.race(g, serving);
                 None
             }
             Silence::Suspect | Silence::Guilty if !serving.suspected => {
@@ -63,8 +71,10 @@ impl Failover {
                 Spare::Ready { .. } => {
                     g.turn.ask(Action::HangUp { attempt: serving.session.attempt, goodbye: Goodbye::Abort });
                     let session = serving.session;
-                    g.reach.bad(now, session.interface, Reason::AcknowledgementLimit);
-                    g.outages.began(g.turn, session.last_inbound, Reason::AcknowledgementLimit, true);
+                    g.reach.bad(now, session.interface, reason);
+                    let owed = session.owed(now, g.flow.oldest_sent);
+                    g.switches.began(g.turn, session.interface, reason, owed, &g.flow);
+                    g.outages.began(g.turn, session.last_inbound, reason, true);
                     g.line = Some(Line::Shut);
                     let spare = core::mem::replace(&mut serving.spare, Spare::None);
                     let (candidate, via) = serving.candidate_of(g, &spare)?;
@@ -99,27 +109,51 @@ impl Failover {
 
     /// Dials the next interface that may rescue the session, if there is one.
     pub fn rescue(&mut self, g: &mut Ground, serving: &mut Serving, tried: Vec<Name>) {
-        let now = g.turn.now;
+        self.count_by_the_hour(g.turn.now);
+        let spent = self.rescues >= METERED_RESCUES;
+        let round = Round::plan(From::Next(serving.session.interface), g.walk, g.interfaces);
+        let costs = |name: Name| g.interfaces.metered(name, g.turn.settings) && !self.warm.is_ready(name);
+        let fits =
+            |name: &Name| *name != serving.session.interface && !tried.contains(name) && !(spent && costs(*name));
+        let Some(name) = round.rest.into_iter().find(fits) else {
+            serving.swept = Some(g.turn.now);
+            return;
+        };
+        self.rescues += u32::from(costs(name));
+        self.open_spare(g, serving, name, Purpose::Rescue { tried });
+    }
+
+    /// The first message after silence may find a path that has forgotten us: a spare is opened with it, where one takes
+    /// too long to open later, and closed when the message is answered.
+    pub fn race(&mut self, g: &mut Ground, serving: &mut Serving) {
+        if !serving.session.broke_silence(g.flow.oldest_sent, RACE_SILENCE) {
+            if core::mem::take(&mut serving.raced) {
+                self.close_rescue(g, serving);
+            }
+            return;
+        }
+        if !serving.may_race(g.flow.oldest_sent) {
+            return;
+        }
+        serving.raced = true;
+        self.count_by_the_hour(g.turn.now);
+        let round = Round::plan(From::Next(serving.session.interface), g.walk, g.interfaces);
+        let Some(name) = round.rest.into_iter().find(|name| *name != serving.session.interface) else { return };
+        let most = if g.interfaces.metered(name, g.turn.settings) { METERED_RACES } else { RACES };
+        let soon = g.reach.quality(name).round_trip.is_some_and(|r| r < RACE_ROUND_TRIP);
+        if !soon && !self.warm.is_ready(name) && self.races < most {
+            self.races += 1;
+            self.open_spare(g, serving, name, Purpose::Rescue { tried: Vec::new() });
+        }
+    }
+
+    fn count_by_the_hour(&mut self, now: Instant) {
         let begun = *self.rescues_since.get_or_insert(now);
         if now.since(begun) > HOUR {
             self.rescues = 0;
+            self.races = 0;
             self.rescues_since = Some(now);
         }
-        let spent = self.rescues >= METERED_RESCUES;
-        let round = Round::plan(From::Next(serving.session.interface), g.walk, g.interfaces);
-        let fits = |name: &Name| {
-            *name != serving.session.interface
-                && !tried.contains(name)
-                && !(spent && g.interfaces.metered(*name, g.turn.settings) && !self.warm.is_ready(*name))
-        };
-        let Some(name) = round.rest.into_iter().find(fits) else {
-            serving.swept = Some(now);
-            return;
-        };
-        if g.interfaces.metered(name, g.turn.settings) && !self.warm.is_ready(name) {
-            self.rescues += 1;
-        }
-        self.open_spare(g, serving, name, Purpose::Rescue { tried });
     }
 
     /// The suspect answered: the spare is closed, and this path is suspected less readily for a while.
@@ -127,6 +161,10 @@ impl Failover {
         let now = g.turn.now;
         g.reach.suspected_in_vain(now, serving.session.interface);
         serving.session.acquitted(g.reach.vain(now, serving.session.interface));
+        self.close_rescue(g, serving);
+    }
+
+    fn close_rescue(&mut self, g: &mut Ground, serving: &mut Serving) {
         match serving.spare {
             Spare::Ready { interface, attempt, since, .. } if g.uplink(interface).standby == Standby::Warm => {
                 serving.spare = Spare::None;
@@ -141,15 +179,6 @@ impl Failover {
             | Spare::Finishing { .. }
             | Spare::Moving { .. } => {}
         }
-    }
-
-    /// Servers of MQTT 3.1.1, and some of 5, end the old connection without a word when another client takes the
-    /// identity. Sessions that a healthy server ends again and again, each soon after it has opened, look just so
-    /// (R-CS-5).
-    pub fn suspect_twin(&mut self, now: Instant, lost: &Session, reason: Reason) -> Reason {
-        let kicked = reason == Reason::ServerShutDown && now.since(lost.opened) < TWIN_SESSION;
-        self.kicks = if kicked { self.kicks.saturating_add(1) } else { 0 };
-        if self.kicks >= TWIN_KICKS { Reason::SessionTakenOver } else { reason }
     }
 }
 

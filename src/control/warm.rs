@@ -163,8 +163,11 @@ impl Failover {
 
     /// Before the walk: what has become of the connections that wait.
     pub fn warm_news(&mut self, g: &mut Ground) {
-        if let Some(name) = self.warm.hear(g.turn.now, g.event) {
+        if let Some(name) = self.warm.hear(g.turn.now, g.event)
+            && let Event::Dialled { measure, .. } = g.event
+        {
             g.reach.good(name);
+            g.reach.measured(name, *measure);
         }
     }
 

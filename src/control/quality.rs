@@ -1,0 +1,187 @@
+//! How good a path is: round trip and loss, from what the kernel has counted on connections of ours.
+//!
+//! Loss is the share of segments that had to be sent again, smoothed over measures, so that one unlucky handshake says
+//! little and a lossy path soon says much. A *stall* is a message unanswered for far longer than the path's round trip;
+//! stalled time is counted over the last quarter of a minute. A path on which both come together is a brown-out: it
+//! works, and is of no use. Slowness alone never is one, and neither is loss that TCP makes good in time.
+
+use core::time::Duration;
+
+use crate::event::Measure;
+use crate::time::Instant;
+
+/// Segments of which so many of a thousand are lost: what TCP still makes good (facts 7: 5 % loss each way is below one
+/// tenth), and what it does not (50 % is above four tenths).
+pub const LOSSY: u16 = 200;
+/// The fewest segments between two measures that say anything.
+const SEGMENTS_LEAST: u32 = 8;
+/// A message unanswered for longer than the round trip and this stalls: two retransmissions of a short path.
+const STALL_MARGIN: Duration = Duration::from_millis(500);
+/// Stalled time is counted in so many stretches of this length; half of it all is a brown-out.
+const STRETCHES: usize = 3;
+const STRETCH: Duration = Duration::from_secs(5);
+
+/// What is known of a path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quality {
+    pub round_trip: Option<Duration>,
+    /// Of a thousand segments, how many had to be sent again.
+    pub loss: Option<u16>,
+}
+
+impl Quality {
+    /// Takes in what one handshake, or a while of a session, has shown.
+    pub fn note(&mut self, measure: Measure) {
+        if !measure.round_trip.is_zero() {
+            self.round_trip = Some(measure.round_trip);
+        }
+        if measure.sent > 0 {
+            let shown = (u64::from(measure.again) * 1000 / u64::from(measure.sent)).min(1000) as u16;
+            self.loss = Some(self.loss.map_or(shown / 2, |known| known.midpoint(shown)));
+        }
+    }
+
+    /// So many segments get lost that the path is of little use.
+    pub fn is_lossy(&self) -> bool {
+        self.loss.is_some_and(|loss| loss > LOSSY)
+    }
+}
+
+/// The stalls and losses of the open session.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Flowing {
+    /// Totals at the last measure that counted.
+    known: Measure,
+    /// When the kernel was last asked.
+    asked: Option<Instant>,
+    /// Up to when stalled time is counted.
+    counted: Instant,
+    /// Stalled milliseconds of the stretch under way and of those before it, youngest first.
+    stalled: [u64; STRETCHES],
+    stretch_began: Instant,
+}
+
+impl Flowing {
+    /// A session that opened now.
+    pub fn begin(now: Instant) -> Flowing {
+        Flowing { counted: now, stretch_began: now, ..Flowing::default() }
+    }
+
+    /// It is time to ask the kernel again.
+    pub fn asks(&mut self, now: Instant) -> bool {
+        let due = self.asked.is_none_or(|at| now >= at + STRETCH);
+        if due {
+            self.asked = Some(now);
+        }
+        due
+    }
+
+    /// What the totals show since the last measure that counted; none while that is too little.
+    pub fn measured(&mut self, totals: Measure) -> Option<Measure> {
+        let Measure { round_trip, sent, again } = totals;
+        let since = Measure {
+            round_trip,
+            sent: sent.saturating_sub(self.known.sent),
+            again: again.saturating_sub(self.known.again),
+        };
+        if since.sent < SEGMENTS_LEAST {
+            return None;
+        }
+        self.known = totals;
+        Some(since)
+    }
+
+    /// Counts up to now. `oldest` is when the oldest message in flight was sent, as it was until now.
+    pub fn count(&mut self, now: Instant, oldest: Option<Instant>, round_trip: Duration) {
+        while now >= self.stretch_began + STRETCH {
+            let end = self.stretch_began + STRETCH;
+            self.add(end, oldest, round_trip);
+            self.stalled.rotate_right(1);
+            self.stalled[0] = 0;
+            self.stretch_began = end;
+            if now.since(end) > STRETCH * STRETCHES as u32 {
+                // Nothing of it is young enough to count.
+                *self = Flowing { known: self.known, asked: self.asked, ..Flowing::begin(now) };
+            }
+        }
+        self.add(now, oldest, round_trip);
+    }
+
+    /// What has passed until now was our own pause.
+    pub fn skip(&mut self, now: Instant) {
+        self.counted = self.counted.max(now);
+    }
+
+    /// For half of the time something stalled.
+    pub fn is_stalling(&self) -> bool {
+        Duration::from_millis(self.stalled.iter().sum()) * 2 >= STRETCH * STRETCHES as u32
+    }
+
+    fn add(&mut self, until: Instant, oldest: Option<Instant>, round_trip: Duration) {
+        if let Some(sent) = oldest {
+            let stalls = (sent + round_trip + STALL_MARGIN).max(self.counted);
+            self.stalled[0] += until.since(stalls).as_millis() as u64;
+        }
+        self.counted = self.counted.max(until);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn at(millis: u64) -> Instant {
+        Instant::from_millis(millis)
+    }
+
+    fn handshake(sent: u32, again: u32) -> Measure {
+        Measure { round_trip: Duration::from_millis(20), sent, again }
+    }
+
+    #[test]
+    fn one_unlucky_handshake_says_little_and_three_say_much() {
+        let mut quality = Quality::default();
+        quality.note(handshake(4, 1));
+        assert!(!quality.is_lossy());
+        (0..3).for_each(|_| quality.note(handshake(6, 3)));
+        assert!(quality.is_lossy());
+        (0..3).for_each(|_| quality.note(handshake(4, 0)));
+        assert!(!quality.is_lossy());
+    }
+
+    #[test]
+    fn time_is_stalled_from_the_margin_on_until_the_answer() {
+        let round_trip = Duration::from_millis(100);
+        let mut flowing = Flowing::begin(at(0));
+        flowing.count(at(1_000), None, round_trip);
+        flowing.count(at(3_000), Some(at(1_000)), round_trip);
+        assert_eq!(flowing.stalled, [1_400, 0, 0]);
+        flowing.count(at(12_000), None, round_trip);
+        assert_eq!(flowing.stalled, [0, 0, 1_400]);
+        flowing.count(at(15_000), None, round_trip);
+        assert_eq!(flowing.stalled, [0, 0, 0]);
+    }
+
+    #[test]
+    fn half_of_a_quarter_of_a_minute_is_a_brown_out_and_a_long_pause_is_none() {
+        let round_trip = Duration::from_millis(20);
+        let mut flowing = Flowing::begin(at(0));
+        for second in 1..8 {
+            flowing.count(at(second * 1_000), Some(at(0)), round_trip);
+            assert!(!flowing.is_stalling());
+        }
+        flowing.count(at(8_100), Some(at(0)), round_trip);
+        assert!(flowing.is_stalling());
+        flowing.count(at(600_000), Some(at(0)), round_trip);
+        assert!(!flowing.is_stalling());
+    }
+
+    #[test]
+    fn a_few_segments_are_no_measure() {
+        let mut flowing = Flowing::begin(at(0));
+        assert_eq!(flowing.measured(handshake(7, 1)), None);
+        assert_eq!(flowing.measured(handshake(12, 1)), Some(handshake(12, 1)));
+        assert_eq!(flowing.measured(handshake(15, 1)), None);
+        assert_eq!(flowing.measured(handshake(22, 6)), Some(handshake(10, 5)));
+    }
+}
