@@ -76,9 +76,17 @@ async fn every_step_of_a_dial_is_told_in_order() {
     for step in [Step::Resolving, Step::Connecting, Step::Handshake] {
         assert_eq!(rig.events.recv().await.unwrap(), Event::DialProgressed { attempt, step });
     }
-    assert!(matches!(rig.events.recv().await.unwrap(), Event::Dialled { attempt: a, .. } if a == attempt));
+    let dialled = rig.events.recv().await.unwrap();
+    let Event::Dialled { attempt: told, measure: first } = dialled else { panic!("{dialled}") };
+    // SYN, ClientHello, Finished.
+    assert!(told == attempt && !first.round_trip.is_zero() && first.sent >= 3 && first.again == 0, "{first:?}");
     let live = rig.cloud.live(attempt).unwrap();
     assert_eq!((live.tls.as_deref(), live.resumed), (Some("1.3"), false));
+    // Parked, then open.
+    assert_eq!(rig.measured(attempt).await.sent, first.sent);
+    rig.cloud.connect(attempt, Version::V5, Duration::from_secs(30));
+    rig.until(|event| *event == Event::Settled { attempt }).await;
+    assert!(rig.measured(attempt).await.sent > first.sent);
 }
 
 #[tokio::test]

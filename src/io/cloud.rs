@@ -129,11 +129,19 @@ struct Facts {
     resumed: bool,
 }
 
+impl Facts {
+    fn measure(&self) -> Measure {
+        let path = self.gauge.path().unwrap_or_default();
+        Measure { round_trip: path.round_trip, sent: path.sent, again: path.retransmits }
+    }
+}
+
 /// What a connection is told.
 enum Order {
     Connect { version: Version, keep_alive: Duration },
     HangUp(Goodbye),
     Ping,
+    Measure,
     Drain,
     Transmit { seq: Seq, again: bool },
 }
@@ -235,8 +243,10 @@ impl Cloud {
         self.order(attempt, Order::Drain);
     }
 
-    /// `Action::Measure`: answered by `Event::Measured`.
-    pub fn measure(&self, _attempt: Attempt) {}
+    /// `Action::Measure`: answered at once by `Event::Measured`, on a parked connection too.
+    pub fn measure(&self, attempt: Attempt) {
+        self.order(attempt, Order::Measure);
+    }
 
     /// `Action::Transmit`. The body is fetched when it can be written.
     pub fn transmit(&self, attempt: Attempt, seq: Seq, again: bool) {
@@ -347,7 +357,7 @@ async fn run(
     if let Some(line) = shared.lines().get_mut(&attempt) {
         line.facts = Some(facts.clone());
     }
-    voice.report(Event::Dialled { attempt, measure: Measure::default() }).await;
+    voice.report(Event::Dialled { attempt, measure: facts.measure() }).await;
     let place = connection::Place { shared, voice: &voice, facts: &facts, interface };
     if let Some(dial::Ended { reason, heard }) = connection::live(place, stream, &mut orders).await {
         voice.report(Event::Closed { attempt, reason, heard }).await;
