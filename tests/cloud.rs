@@ -487,6 +487,29 @@ async fn a_parked_connection_says_nothing_and_its_end_is_noticed() {
 }
 
 #[tokio::test]
+async fn a_connection_that_only_proved_the_path_is_counted_with_its_bytes() {
+    let broker = Broker::tls("");
+    let mut config = config(broker.port);
+    config.cloud.servers[0].tls = true;
+    config.cloud.ca_file = Some(Papers::get().path("ca.pem"));
+    let mut rig = Rig::new(config);
+    for goodbye in [Goodbye::Abort, Goodbye::Moving] {
+        let attempt = rig.dial();
+        rig.until(|event| matches!(event, Event::Dialled { attempt: a, .. } if *a == attempt)).await;
+        rig.cloud.hang_up(attempt, goodbye);
+    }
+    rig.cloud.finished().await;
+    let bytes = rig.cloud.liveness_bytes(lo());
+    assert_eq!(rig.cloud.spare_handshakes(lo()), 2);
+    assert!((2_000..10_000).contains(&bytes), "{bytes}");
+    // One that carried a session is none.
+    let (attempt, _) = rig.open(Version::V5).await;
+    rig.cloud.hang_up(attempt, Goodbye::Moving);
+    rig.cloud.finished().await;
+    assert_eq!((rig.cloud.spare_handshakes(lo()), rig.cloud.liveness_bytes(lo())), (2, bytes));
+}
+
+#[tokio::test]
 async fn a_portal_that_answers_in_http_is_recognised() {
     let (listener, port) = fake().await;
     let mut config = config(port);

@@ -93,6 +93,8 @@ pub struct PathInfo {
     pub sent: u32,
     /// Of these, segments sent again.
     pub retransmits: u32,
+    /// Every segment sent and received.
+    pub segments: u32,
     /// Segments sent and not acknowledged.
     pub unacked_segments: u32,
 }
@@ -174,6 +176,7 @@ impl Gauge {
             variance: Duration::from_micros(u64::from(info.tcpi_rttvar)),
             sent: info.tcpi_data_segs_out.saturating_add(self.syns),
             retransmits: info.tcpi_total_retrans,
+            segments: info.tcpi_segs_out.saturating_add(info.tcpi_segs_in),
             unacked_segments: info.tcpi_unacked,
         })
     }

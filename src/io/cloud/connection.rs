@@ -12,10 +12,11 @@ mod write;
 use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use switchback_control::{Event, Goodbye, Name, Reason, Seq, Version};
+use switchback_control::{Event, Goodbye, Reason, Seq, Version};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
@@ -41,7 +42,6 @@ pub struct Place<'a> {
     pub shared: &'a Shared,
     pub voice: &'a Voice,
     pub facts: &'a Facts,
-    pub interface: Name,
 }
 
 impl Place<'_> {
@@ -69,6 +69,7 @@ pub async fn live(
             return Some(ended(Reason::Authentication, false));
         }
     };
+    place.facts.spoke.store(true, Ordering::Relaxed);
     let (acks, taken) = mpsc::unbounded_channel();
     let connection = Connection {
         place,
