@@ -76,9 +76,17 @@ async fn every_step_of_a_dial_is_told_in_order() {
     for step in [Step::Resolving, Step::Connecting, Step::Handshake] {
         assert_eq!(rig.events.recv().await.unwrap(), Event::DialProgressed { attempt, step });
     }
-    assert!(matches!(rig.events.recv().await.unwrap(), Event::Dialled { attempt: a, .. } if a == attempt));
+    let dialled = rig.events.recv().await.unwrap();
+    let Event::Dialled { attempt: told, measure: first } = dialled else { panic!("{dialled}") };
+    // SYN, ClientHello, Finished.
+    assert!(told == attempt && !first.round_trip.is_zero() && first.sent >= 3 && first.again == 0, "{first:?}");
     let live = rig.cloud.live(attempt).unwrap();
     assert_eq!((live.tls.as_deref(), live.resumed), (Some("1.3"), false));
+    // Parked, then open.
+    assert_eq!(rig.measured(attempt).await.sent, first.sent);
+    rig.cloud.connect(attempt, Version::V5, Duration::from_secs(30));
+    rig.until(|event| *event == Event::Settled { attempt }).await;
+    assert!(rig.measured(attempt).await.sent > first.sent);
 }
 
 #[tokio::test]
@@ -476,6 +484,29 @@ async fn a_parked_connection_says_nothing_and_its_end_is_noticed() {
     rig.cloud.hang_up(attempt, Goodbye::Abort);
     assert!(server.read_u8().await.is_err());
     assert!(rig.events.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_connection_that_only_proved_the_path_is_counted_with_its_bytes() {
+    let broker = Broker::tls("");
+    let mut config = config(broker.port);
+    config.cloud.servers[0].tls = true;
+    config.cloud.ca_file = Some(Papers::get().path("ca.pem"));
+    let mut rig = Rig::new(config);
+    for goodbye in [Goodbye::Abort, Goodbye::Moving] {
+        let attempt = rig.dial();
+        rig.until(|event| matches!(event, Event::Dialled { attempt: a, .. } if *a == attempt)).await;
+        rig.cloud.hang_up(attempt, goodbye);
+    }
+    rig.cloud.finished().await;
+    let bytes = rig.cloud.liveness_bytes(lo());
+    assert_eq!(rig.cloud.spare_handshakes(lo()), 2);
+    assert!((2_000..10_000).contains(&bytes), "{bytes}");
+    // One that carried a session is none.
+    let (attempt, _) = rig.open(Version::V5).await;
+    rig.cloud.hang_up(attempt, Goodbye::Moving);
+    rig.cloud.finished().await;
+    assert_eq!((rig.cloud.spare_handshakes(lo()), rig.cloud.liveness_bytes(lo())), (2, bytes));
 }
 
 #[tokio::test]

@@ -6,9 +6,10 @@
 //! connection and never chooses a server or interface: those are the heart's actions.
 //!
 //! Below: `dial` makes the stream, `connection` speaks on it, `speech` knows both versions of MQTT, `memory` is what
-//! outlives a connection, `documents` are our own messages.
+//! outlives a connection, `documents` are our own messages, `costs` counts what liveness costs.
 
 mod connection;
+mod costs;
 mod dial;
 mod documents;
 mod memory;
@@ -40,10 +41,6 @@ pub use documents::Greeting;
 /// Longest goodbye: publishing the offline status and DISCONNECT, until the server has closed. Two round trips on the
 /// slowest uplink; a stop or a move must not wait longer.
 pub const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
-
-/// What a ping exchange costs on the wire in each direction, with TCP, IP and TLS around it (measured: 204 bytes
-/// together).
-const PING_COST: u64 = 102;
 
 /// Where message bodies come from.
 pub trait Bodies: Send + Sync + 'static {
@@ -102,7 +99,7 @@ struct Shared {
     tls: Tls,
     memory: memory::Memory,
     lines: Mutex<HashMap<Attempt, Line>>,
-    liveness: Mutex<HashMap<Name, u64>>,
+    costs: costs::Costs,
     /// Tasks that have not ended, and a call when one has.
     running: AtomicU64,
     ended: Notify,
@@ -122,11 +119,21 @@ struct Line {
 
 /// What is known of a dialled connection.
 struct Facts {
+    interface: Name,
     gauge: Gauge,
     counts: Arc<dial::Counts>,
     peer: SocketAddr,
     tls: Option<&'static str>,
     resumed: bool,
+    /// CONNECT is on its way: from here on this is a session's connection.
+    spoke: AtomicBool,
+}
+
+impl Facts {
+    fn measure(&self) -> Measure {
+        let path = self.gauge.path().unwrap_or_default();
+        Measure { round_trip: path.round_trip, sent: path.sent, again: path.retransmits }
+    }
 }
 
 /// What a connection is told.
@@ -134,6 +141,7 @@ enum Order {
     Connect { version: Version, keep_alive: Duration },
     HangUp(Goodbye),
     Ping,
+    Measure,
     Drain,
     Transmit { seq: Seq, again: bool },
 }
@@ -187,7 +195,7 @@ impl Cloud {
             resolver: Resolver::default(),
             memory: memory::Memory::default(),
             lines: Mutex::default(),
-            liveness: Mutex::default(),
+            costs: costs::Costs::default(),
             running: AtomicU64::new(0),
             ended: Notify::new(),
         }))
@@ -199,7 +207,7 @@ impl Cloud {
         let dead = Arc::new(AtomicBool::new(false));
         let voice = Voice { attempt, events: self.0.events.clone(), dead: dead.clone() };
         self.0.running.fetch_add(1, Ordering::AcqRel);
-        let presence = Presence { shared: self.0.clone(), attempt };
+        let presence = Presence { shared: self.0.clone(), attempt, facts: None };
         // Held over the spawn, so that the task finds its line whatever the runtime.
         let mut lines = self.0.lines();
         let task = tokio::spawn(run(presence, voice, interface, server, inbox)).abort_handle();
@@ -235,8 +243,10 @@ impl Cloud {
         self.order(attempt, Order::Drain);
     }
 
-    /// `Action::Measure`: answered by `Event::Measured`.
-    pub fn measure(&self, _attempt: Attempt) {}
+    /// `Action::Measure`: answered at once by `Event::Measured`, on a parked connection too.
+    pub fn measure(&self, attempt: Attempt) {
+        self.order(attempt, Order::Measure);
+    }
 
     /// `Action::Transmit`. The body is fetched when it can be written.
     pub fn transmit(&self, attempt: Attempt, seq: Seq, again: bool) {
@@ -266,9 +276,16 @@ impl Cloud {
         })
     }
 
-    /// Bytes that MQTT pings have cost through an interface since the start, as they count on the wire.
+    /// Bytes that MQTT pings and connections without CONNECT have cost through an interface since the start, as they
+    /// count at the IP layer (R-LV-12).
     pub fn liveness_bytes(&self, interface: Name) -> u64 {
-        lock(&self.0.liveness).get(&interface).copied().unwrap_or(0)
+        self.0.costs.of(interface).bytes
+    }
+
+    /// Connections that were dialled through an interface since the start and ended without CONNECT: spares and proofs
+    /// (R-FX-14).
+    pub fn spare_handshakes(&self, interface: Name) -> u64 {
+        self.0.costs.of(interface).spare_handshakes
     }
 
     /// Waits until every goodbye is said, at most `FAREWELL_LIMIT`; for the end of the process, after the last
@@ -299,10 +316,6 @@ impl Shared {
     fn lines(&self) -> MutexGuard<'_, HashMap<Attempt, Line>> {
         lock(&self.lines)
     }
-
-    fn count_ping(&self, interface: Name) {
-        *lock(&self.liveness).entry(interface).or_default() += PING_COST;
-    }
 }
 
 /// Nothing panics while one of these locks is held; a poisoned one still guards whole values.
@@ -310,14 +323,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes the attempt off the list when its task ends, however it ends.
+/// Takes the attempt off the list and adds up its costs when its task ends, however it ends.
 struct Presence {
     shared: Arc<Shared>,
     attempt: Attempt,
+    /// From the end of the dial on.
+    facts: Option<Arc<Facts>>,
 }
 
 impl Drop for Presence {
     fn drop(&mut self) {
+        if let Some(facts) = self.facts.take().filter(|facts| !facts.spoke.load(Ordering::Relaxed)) {
+            self.shared.costs.spare(&facts);
+        }
         self.shared.lines().remove(&self.attempt);
         self.shared.running.fetch_sub(1, Ordering::AcqRel);
         self.shared.ended.notify_waiters();
@@ -326,13 +344,13 @@ impl Drop for Presence {
 
 /// The whole life of an attempt.
 async fn run(
-    presence: Presence,
+    mut presence: Presence,
     voice: Voice,
     interface: Name,
     server: u8,
     mut orders: mpsc::UnboundedReceiver<Order>,
 ) {
-    let (shared, attempt) = (&*presence.shared, voice.attempt);
+    let (shared, attempt) = (&*presence.shared.clone(), voice.attempt);
     let dialled = match shared.config.cloud.servers.get(usize::from(server)) {
         Some(server) => dial::dial(shared, &voice, interface, server).await,
         None => Err(dial::ended(Reason::NoServer, false)),
@@ -343,12 +361,13 @@ async fn run(
             return voice.report(Event::DialFailed { attempt, reason, heard }).await;
         }
     };
-    let facts = Arc::new(Facts { gauge, counts, peer, tls, resumed });
+    let facts = Arc::new(Facts { interface, gauge, counts, peer, tls, resumed, spoke: AtomicBool::new(false) });
+    presence.facts = Some(facts.clone());
     if let Some(line) = shared.lines().get_mut(&attempt) {
         line.facts = Some(facts.clone());
     }
-    voice.report(Event::Dialled { attempt, measure: Measure::default() }).await;
-    let place = connection::Place { shared, voice: &voice, facts: &facts, interface };
+    voice.report(Event::Dialled { attempt, measure: facts.measure() }).await;
+    let place = connection::Place { shared, voice: &voice, facts: &facts };
     if let Some(dial::Ended { reason, heard }) = connection::live(place, stream, &mut orders).await {
         voice.report(Event::Closed { attempt, reason, heard }).await;
     }

@@ -88,8 +88,13 @@ pub struct PathInfo {
     pub round_trip: Duration,
     /// Its mean deviation.
     pub variance: Duration,
-    /// Segments sent again since the connection began.
+    /// Segments sent since the connection began that ask for an acknowledgement (SYN and data, not mere
+    /// acknowledgements), those sent again included.
+    pub sent: u32,
+    /// Of these, segments sent again.
     pub retransmits: u32,
+    /// Every segment sent and received.
+    pub segments: u32,
     /// Segments sent and not acknowledged.
     pub unacked_segments: u32,
 }
@@ -98,23 +103,29 @@ pub struct PathInfo {
 ///
 /// The connection ends only when both are gone, so it is kept no longer than the connection.
 #[derive(Debug)]
-pub struct Gauge(OwnedFd);
+pub struct Gauge {
+    socket: OwnedFd,
+    /// SYNs sent, which the kernel counts among what was sent again, but not among what was sent.
+    syns: u32,
+}
 
 impl Gauge {
-    /// Errors are the kernel's (out of descriptors).
+    /// Of a stream that has connected and on which nothing was sent yet. Errors are the kernel's (out of descriptors).
     pub fn of(stream: &TcpStream) -> io::Result<Gauge> {
-        stream.as_fd().try_clone_to_owned().map(Gauge)
+        let mut gauge = Gauge { socket: stream.as_fd().try_clone_to_owned()?, syns: 1 };
+        gauge.syns += gauge.path().map_or(0, |path| path.retransmits);
+        Ok(gauge)
     }
 
     /// The options in force; what cannot be read stays zero.
     pub fn readback(&self) -> Readback {
-        readback(&SockRef::from(&self.0))
+        readback(&SockRef::from(&self.socket))
     }
 
     /// Makes closing end the connection at once (`SO_LINGER` zero): the kernel forgets what it has not sent, instead
     /// of trying for minutes over an uplink that is dead or costs money.
     pub fn forget_unsent(&self) {
-        if let Err(error) = SockRef::from(&self.0).set_linger(Some(Duration::ZERO)) {
+        if let Err(error) = SockRef::from(&self.socket).set_linger(Some(Duration::ZERO)) {
             log::debug!("cannot set SO_LINGER: {error}");
         }
     }
@@ -132,18 +143,18 @@ impl Gauge {
     fn queue(&self, request: libc::c_ulong) -> io::Result<u32> {
         let mut bytes: libc::c_int = 0;
         // SAFETY: the descriptor is open as long as `self`, and both requests write exactly one int.
-        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), request as _, &mut bytes) };
+        let result = unsafe { libc::ioctl(self.socket.as_raw_fd(), request as _, &mut bytes) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(u32::try_from(bytes).unwrap_or(0)) }
     }
 
-    /// Errors are the kernel's; fields that an old kernel does not fill stay zero.
+    /// Errors are the kernel's; `Unsupported` before Linux 4.6.
     pub fn path(&self) -> io::Result<PathInfo> {
         let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
         let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
         // SAFETY: the kernel writes at most `length` bytes, which is the size of `info`, and the descriptor is open.
         let result = unsafe {
             libc::getsockopt(
-                self.0.as_raw_fd(),
+                self.socket.as_raw_fd(),
                 libc::IPPROTO_TCP,
                 libc::TCP_INFO,
                 info.as_mut_ptr().cast(),
@@ -153,8 +164,8 @@ impl Gauge {
         if result < 0 {
             return Err(io::Error::last_os_error());
         }
-        // An older kernel writes a shorter structure; these fields are as old as the option itself.
-        let needed = std::mem::offset_of!(libc::tcp_info, tcpi_total_retrans) + size_of::<u32>();
+        // An older kernel writes a shorter structure; the other fields stand before this one.
+        let needed = std::mem::offset_of!(libc::tcp_info, tcpi_data_segs_out) + size_of::<u32>();
         if usize::try_from(length).unwrap_or(0) < needed {
             return Err(io::ErrorKind::Unsupported.into());
         }
@@ -163,7 +174,9 @@ impl Gauge {
         Ok(PathInfo {
             round_trip: Duration::from_micros(u64::from(info.tcpi_rtt)),
             variance: Duration::from_micros(u64::from(info.tcpi_rttvar)),
+            sent: info.tcpi_data_segs_out.saturating_add(self.syns),
             retransmits: info.tcpi_total_retrans,
+            segments: info.tcpi_segs_out.saturating_add(info.tcpi_segs_in),
             unacked_segments: info.tcpi_unacked,
         })
     }
@@ -252,6 +265,33 @@ mod tests {
         assert!(gauge.unacked().unwrap() > 0 && gauge.unsent().unwrap() > 0);
         assert!(gauge.path().is_ok());
         drop(theirs);
+    }
+
+    #[tokio::test]
+    async fn what_was_sent_again_is_counted_among_what_was_sent_from_the_first_packet_on() {
+        let (mut ours, _theirs) = pair().await;
+        let counted = |gauge: &Gauge| gauge.path().map(|path| (path.sent, path.retransmits)).unwrap();
+        let gauge = Gauge::of(&ours).unwrap();
+        assert_eq!(counted(&gauge), (1, 0));
+        ours.write_all(b"x").await.unwrap();
+        assert_eq!(counted(&gauge), (2, 0));
+
+        // One waits to be accepted, so there is no room for a second, whose SYN goes unheard until there is.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(0).unwrap();
+        let (to, options) = (listener.local_addr().unwrap(), options());
+        let _first = connect(to, lo(), &options).await.unwrap();
+        let room = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            listener.accept().await.unwrap()
+        };
+        let (second, _accepted) = tokio::join!(connect(to, lo(), &options), room);
+        let mut second = second.unwrap();
+        let gauge = Gauge::of(&second).unwrap();
+        assert_eq!(counted(&gauge), (2, 1));
+        second.write_all(b"x").await.unwrap();
+        assert_eq!(counted(&gauge), (3, 1));
     }
 
     #[tokio::test]

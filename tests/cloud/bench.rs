@@ -16,7 +16,7 @@ use switchback::io::cloud::{Bodies, Cloud, Greeting};
 use switchback::io::packet::{self, PACKET_MAX, Publish};
 use switchback::outbox::Record;
 use switchback::uplinks::{Details, Uplinks};
-use switchback_control::{Attempt, Class, Event, Name, Reason, Seq, Version};
+use switchback_control::{Attempt, Class, Event, Measure, Name, Reason, Seq, Version};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -342,6 +342,13 @@ impl Rig {
             assert!(seqs.contains(&seq), "{event}");
             seqs.retain(|other| *other != seq);
         }
+    }
+
+    pub async fn measured(&mut self, attempt: Attempt) -> Measure {
+        self.cloud.measure(attempt);
+        let event = self.until(|event| matches!(event, Event::Measured { attempt: a, .. } if *a == attempt)).await;
+        let Event::Measured { measure, .. } = event else { unreachable!() };
+        measure
     }
 
     pub async fn downlink(&mut self) -> Downlink {

@@ -12,10 +12,11 @@ mod write;
 use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use switchback_control::{Event, Goodbye, Name, Reason, Seq, Version};
+use switchback_control::{Event, Goodbye, Reason, Seq, Version};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
@@ -41,7 +42,13 @@ pub struct Place<'a> {
     pub shared: &'a Shared,
     pub voice: &'a Voice,
     pub facts: &'a Facts,
-    pub interface: Name,
+}
+
+impl Place<'_> {
+    async fn measure(&self) {
+        let (attempt, measure) = (self.voice.attempt, self.facts.measure());
+        self.voice.report(Event::Measured { attempt, measure }).await;
+    }
 }
 
 /// Lives from the end of the dial to the end of the stream; `None` when hung up.
@@ -50,7 +57,7 @@ pub async fn live(
     mut stream: Box<dyn Transport>,
     orders: &mut mpsc::UnboundedReceiver<Order>,
 ) -> Option<Ended> {
-    let (version, keep_alive) = match park(&mut stream, orders).await {
+    let (version, keep_alive) = match park(place, &mut stream, orders).await {
         Parked::Connect { version, keep_alive } => (version, keep_alive),
         Parked::HungUp => return None,
         Parked::Ended(ended) => return Some(ended),
@@ -62,6 +69,7 @@ pub async fn live(
             return Some(ended(Reason::Authentication, false));
         }
     };
+    place.facts.spoke.store(true, Ordering::Relaxed);
     let (acks, taken) = mpsc::unbounded_channel();
     let connection = Connection {
         place,
@@ -93,7 +101,11 @@ enum Parked {
 
 /// Waits with an open stream and not a word, and notices when it ends. Reading also lets TLS keep the tickets that
 /// servers send after the handshake.
-async fn park(stream: &mut Box<dyn Transport>, orders: &mut mpsc::UnboundedReceiver<Order>) -> Parked {
+async fn park(
+    place: Place<'_>,
+    stream: &mut Box<dyn Transport>,
+    orders: &mut mpsc::UnboundedReceiver<Order>,
+) -> Parked {
     let mut byte = [0; 1];
     loop {
         tokio::select! {
@@ -101,6 +113,7 @@ async fn park(stream: &mut Box<dyn Transport>, orders: &mut mpsc::UnboundedRecei
             order = orders.recv() => match order {
                 Some(Order::Connect { version, keep_alive }) => return Parked::Connect { version, keep_alive },
                 Some(Order::HangUp(_)) | None => return Parked::HungUp,
+                Some(Order::Measure) => place.measure().await,
                 Some(Order::Ping | Order::Drain | Order::Transmit { .. }) => {}
             },
             read = stream.read(&mut byte) => return Parked::Ended(match read {
@@ -228,6 +241,7 @@ impl Connection<'_> {
                     self.wake.notify_one();
                 }
                 Order::Ping => self.ping(),
+                Order::Measure => self.place.measure().await,
                 Order::Drain => {
                     let empty = self.desk().is_empty() && matches!(self.place.facts.gauge.unacked(), Ok(0));
                     self.tell(Event::Drained { attempt: self.place.voice.attempt, empty }).await;

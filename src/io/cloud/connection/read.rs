@@ -68,7 +68,7 @@ impl Connection<'_> {
                 _ if !open => return Err(ended(Reason::Protocol, true)),
                 Heard::Connected { .. } => return Err(ended(Reason::Protocol, true)),
                 Heard::Pong => {
-                    self.place.shared.count_ping(self.place.interface);
+                    self.place.shared.costs.ping(self.place.facts.interface);
                     self.tell(Event::Ponged { attempt: self.place.voice.attempt }).await;
                 }
                 Heard::Acked { id, code } => self.acked(id, code).await,

@@ -69,7 +69,7 @@ impl Connection<'_> {
     }
 
     pub(super) fn ping(&self) {
-        self.place.shared.count_ping(self.place.interface);
+        self.place.shared.costs.ping(self.place.facts.interface);
         self.desk().control.extend(speech::PING);
         self.wake.notify_one();
     }
