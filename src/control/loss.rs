@@ -33,9 +33,6 @@ impl Failover {
         let now = g.turn.now;
         let session = &mut serving.session;
         session.count(now, g.flow.oldest_sent);
-        if g.flow.oldest_sent.is_some() && session.flowing.asks(now) {
-            g.turn.ask(Action::Measure { attempt: session.attempt });
-        }
         if let Some(reason) = g.interfaces.dead(session.interface) {
             g.turn.ask(Action::HangUp { attempt: session.attempt, goodbye: Goodbye::Abort });
             return Some((reason, false));
@@ -48,7 +45,7 @@ impl Failover {
                 session.heard(now);
             }
             Event::Measured { attempt, measure } if attempt == session.attempt => {
-                if let Some(since) = session.flowing.measured(measure) {
+                if let Some(since) = session.measured(measure) {
                     g.reach.measured(session.interface, since);
                 }
             }
@@ -60,6 +57,9 @@ impl Failover {
                 }
             }
             _ => {}
+        }
+        if session.is_curious(now, g.flow.oldest_sent.is_some()) {
+            g.turn.ask(Action::Measure { attempt: session.attempt });
         }
         if session.lateness != g.reach.lateness(session.interface) {
             g.reach.late(session.interface, session.lateness);

@@ -51,7 +51,7 @@ pub struct Serving {
     pub suspected: bool,
     /// When the last interface that might have rescued it had failed.
     pub swept: Option<Instant>,
-    /// A spare was raced for the message that broke the silence, or need not be.
+    /// A spare was raced for what is unanswered, or need not be.
     pub raced: bool,
 }
 
@@ -81,7 +81,11 @@ impl Serving {
             g.reach.vain(now, candidate.interface),
             g.reach.lateness(candidate.interface),
         );
-        // CONNACK is the first answer, and the first sample: an idle session has no other when it is first used.
+        // The handshake has shown a round trip, if the kernel counts.
+        if let Some(round_trip) = g.reach.quality(candidate.interface).round_trip {
+            session.sample(round_trip);
+        }
+        // CONNACK is the first answer: an idle session has no other sample when it is first used.
         session.sample(CONNACK_LIMIT.saturating_sub(candidate.deadline.since(now)));
         Serving {
             session,
@@ -100,10 +104,10 @@ impl Serving {
         self.session.flowing.is_stalling() && g.reach.quality(self.session.interface).is_lossy()
     }
 
-    /// The message that breaks the silence may be raced.
-    pub fn may_race(&self, oldest_sent: Option<Instant>) -> bool {
+    /// From when on a second path may be opened although nothing is suspect.
+    pub fn races_from(&self, oldest_sent: Option<Instant>) -> Option<Instant> {
         let free = self.spare == Spare::None && !self.raced && !self.suspected && self.leaving.is_none();
-        free && self.session.settled && self.session.broke_silence(oldest_sent, RACE_SILENCE)
+        self.session.risky_from(oldest_sent, RACE_SILENCE).filter(|_| free && self.session.settled)
     }
 
     /// When the interfaces that failed to rescue a suspect are tried again.
@@ -211,7 +215,7 @@ impl Failover {
         let mut consider = |at: Option<Instant>| deadline = at.map_or(deadline, |at| deadline.min(at));
         consider(serving.spare.deadline());
         consider(serving.leaving.map(|l| l.until));
-        consider(serving.may_race(view.oldest_sent).then_some(view.now));
+        consider(serving.races_from(view.oldest_sent));
         consider(serving.sweep_due().filter(|at| *at > view.now));
         consider((!serving.good).then_some(serving.session.opened + GOOD_SESSION));
         consider(self.linger_ends(view.settings.mode).filter(|at| *at > view.now));

@@ -7,7 +7,7 @@
 
 use core::time::Duration;
 
-use crate::event::{Attempt, Version};
+use crate::event::{Attempt, Measure, Version};
 use crate::name::Name;
 use crate::quality::Flowing;
 use crate::settings::Uplink;
@@ -32,35 +32,40 @@ const STALL: Duration = Duration::from_millis(200);
 /// After a pause this long the session is asked at once whether it still lives (R-LV-11).
 const LONG_STALL: Duration = Duration::from_secs(5);
 
-/// The round-trip estimator of RFC 6298, in integer milliseconds scaled by 8 and 4.
+/// The round-trip estimator of RFC 6298, in integer milliseconds scaled by 8 and 4. The RFC's guess at the variation, half
+/// of the first sample, is given up faster than there, as fast as samples speak against it: on a long path it would cost
+/// half a second of every early detection, and the margins bear what it guards against.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RoundTrip {
     srtt_x8: u64,
     rttvar_x4: u64,
-    any: bool,
+    samples: u64,
 }
 
 impl RoundTrip {
     /// Takes a sample in.
     pub fn sample(&mut self, sample: Duration) {
         let r = sample.as_millis() as u64;
-        if self.any {
-            let error = r.abs_diff(self.srtt_x8 / 8);
-            self.rttvar_x4 = self.rttvar_x4 - self.rttvar_x4 / 4 + error;
-            self.srtt_x8 = self.srtt_x8 - self.srtt_x8 / 8 + r;
-        } else {
-            *self = RoundTrip { srtt_x8: r * 8, rttvar_x4: r * 2, any: true };
+        self.samples += 1;
+        if self.samples == 1 {
+            (self.srtt_x8, self.rttvar_x4) = (r * 8, r * 2);
+            return;
         }
+        // The weight of a new deviation: a half, a third, and then the RFC's quarter.
+        let share = self.samples.min(4);
+        let error = r.abs_diff(self.srtt_x8 / 8);
+        self.rttvar_x4 = self.rttvar_x4 - self.rttvar_x4 / share + error * 4 / share;
+        self.srtt_x8 = self.srtt_x8 - self.srtt_x8 / 8 + r;
     }
 
     /// The smoothed round trip, once there was a sample.
     pub fn smoothed(&self) -> Option<Duration> {
-        self.any.then(|| Duration::from_millis(self.srtt_x8 / 8))
+        (self.samples > 0).then(|| Duration::from_millis(self.srtt_x8 / 8))
     }
 
     /// How long an answer may take: srtt + 4·rttvar.
     pub fn timeout(&self) -> Duration {
-        if self.any { Duration::from_millis(self.srtt_x8 / 8 + self.rttvar_x4) } else { RTO_FIRST }
+        if self.samples > 0 { Duration::from_millis(self.srtt_x8 / 8 + self.rttvar_x4) } else { RTO_FIRST }
     }
 }
 
@@ -133,8 +138,12 @@ pub struct Session {
     speak_after: Option<Duration>,
     ping_limits: [Duration; 2],
     extra_margin: Duration,
-    /// How much later than expected the latest answer came in the last while, and when.
+    /// How much later than expected the latest answer came in the last while, and when, with segments sent again.
     pub lateness: Option<(Instant, Duration)>,
+    /// An answer that came as late; whether segments were sent again is not known yet.
+    late: Option<(Instant, Duration)>,
+    /// Segments that were sent again, as last told.
+    sent_again: u32,
 }
 
 fn extra_margin(vain: u32) -> Duration {
@@ -192,6 +201,8 @@ impl Session {
             ping_limits: uplink.ping_limits,
             extra_margin: extra_margin(vain),
             lateness,
+            late: None,
+            sent_again: 0,
         }
     }
 
@@ -255,16 +266,39 @@ impl Session {
         self.silent_since(oldest_sent).map_or(Duration::ZERO, |since| now.since(since))
     }
 
-    /// The oldest message in flight is the first after so long without a word from the server.
-    pub fn broke_silence(&self, oldest_sent: Option<Instant>, after: Duration) -> bool {
-        oldest_sent.is_some_and(|sent| sent.since(self.alive()) >= after)
+    /// From when on it is worth having a second path ready, before there is a suspicion: at once with a message that
+    /// breaks a silence of `silence`, else once an answer is later than expected.
+    pub fn risky_from(&self, oldest_sent: Option<Instant>, silence: Duration) -> Option<Instant> {
+        let sent = oldest_sent?;
+        if sent.since(self.alive()) >= silence {
+            return Some(sent);
+        }
+        let margin = self.round_trip.smoothed().map_or(RTO_FIRST, |r| r / 8).max(LATENESS_LEAST);
+        self.silent_since(oldest_sent).map(|since| since + self.patience(since, margin))
     }
 
     fn late(&mut self, now: Instant, by: Duration) {
         let known = self.lateness(now);
         if by >= LATENESS_LEAST && by >= known {
-            self.lateness = Some((now, by));
+            self.late = self.late.max(Some((now, by)));
         }
+    }
+
+    /// Whether it matters now what the kernel has counted: to tell loss from slowness.
+    pub fn is_curious(&mut self, now: Instant, busy: bool) -> bool {
+        let late = self.late.is_some_and(|(at, _)| at == now);
+        late || busy && self.flowing.asks(now)
+    }
+
+    /// What the kernel has counted. Lateness without a segment sent again is slowness, and no sign of loss. Says what the
+    /// path has shown since it last counted.
+    pub fn measured(&mut self, measure: Measure) -> Option<Measure> {
+        let lost = measure.again > self.sent_again;
+        self.sent_again = measure.again;
+        if let Some(late) = self.late.take().filter(|_| lost) {
+            self.lateness = Some(late);
+        }
+        self.flowing.measured(measure)
     }
 
     fn lateness(&self, now: Instant) -> Duration {
@@ -401,13 +435,13 @@ mod tests {
     }
 
     #[test]
-    fn the_estimator_follows_rfc_6298() {
+    fn the_estimator_follows_rfc_6298_but_for_its_first_guess() {
         let mut round_trip = RoundTrip::default();
         assert_eq!(round_trip.timeout(), RTO_FIRST);
         round_trip.sample(ms(100));
         assert_eq!((round_trip.smoothed(), round_trip.timeout()), (Some(ms(100)), ms(300)));
         round_trip.sample(ms(100));
-        assert_eq!(round_trip.timeout(), ms(250));
+        assert_eq!(round_trip.timeout(), ms(200));
         round_trip.sample(ms(180));
         assert_eq!(round_trip.smoothed(), Some(ms(110)));
         (0..100).for_each(|_| round_trip.sample(ms(20)));
@@ -441,18 +475,31 @@ mod tests {
     }
 
     #[test]
-    fn a_late_answer_widens_the_margin_for_five_minutes() {
+    fn a_late_answer_after_a_loss_widens_the_margin_for_five_minutes() {
         let mut session = session();
         let at = Instant::from_millis;
         (0..50).for_each(|_| session.round_trip.sample(ms(20)));
         session.acked(at(60_000), ms(320));
         session.heard(at(60_000));
+        assert!(session.is_curious(at(60_000), false));
+        session.measured(Measure { sent: 60, again: 1, ..Measure::default() });
         let guilty = |s: &Session, sent: u64| {
             (0..6_000).find(|n| s.silence(at(sent + n), Some(at(sent))) == Silence::Guilty).unwrap_or(6_000)
         };
         assert!(guilty(&session, 61_000) > 1_500);
         (0..50).for_each(|_| session.round_trip.sample(ms(20)));
         assert!(guilty(&session, 400_000) < 700);
+    }
+
+    #[test]
+    fn a_late_answer_without_a_segment_sent_again_was_slow_and_changes_nothing() {
+        let mut session = session();
+        let at = Instant::from_millis;
+        (0..50).for_each(|_| session.round_trip.sample(ms(20)));
+        session.acked(at(60_000), ms(320));
+        session.heard(at(60_000));
+        session.measured(Measure { sent: 60, again: 0, ..Measure::default() });
+        assert_eq!(session.lateness, None);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::time::Instant;
 
 /// Spares opened on suspicion over metered interfaces, at most per hour: each costs a handshake.
 const METERED_RESCUES: u32 = 12;
-/// A message is raced after so much silence, over an interface whose dial would not fit between suspicion and move: two
+/// A message is raced after so much silence, or when its answer is late, over an interface whose dial would not fit between suspicion and move: two
 /// of these round trips are as long. At most so many an hour: each costs a handshake (R-FX-14: 3 kB each, 6 MB a month).
 pub const RACE_SILENCE: Duration = Duration::from_secs(3);
 const RACE_ROUND_TRIP: Duration = Duration::from_millis(90);
@@ -123,20 +123,22 @@ impl Failover {
         self.open_spare(g, serving, name, Purpose::Rescue { tried });
     }
 
-    /// The first message after silence may find a path that has forgotten us: a spare is opened with it, where one takes
-    /// too long to open later, and closed when the message is answered.
+    /// The first message after silence may find a path that has forgotten us, and an answer may be late because it never
+    /// comes: a second path is opened before there is a suspicion, where opening one takes too long to begin then. It is
+    /// closed when the answer comes.
     pub fn race(&mut self, g: &mut Ground, serving: &mut Serving) {
-        if !serving.session.broke_silence(g.flow.oldest_sent, RACE_SILENCE) {
+        let now = g.turn.now;
+        if serving.session.risky_from(g.flow.oldest_sent, RACE_SILENCE).is_none_or(|from| now < from) {
             if core::mem::take(&mut serving.raced) {
                 self.close_rescue(g, serving);
             }
             return;
         }
-        if !serving.may_race(g.flow.oldest_sent) {
+        if serving.races_from(g.flow.oldest_sent).is_none() {
             return;
         }
         serving.raced = true;
-        self.count_by_the_hour(g.turn.now);
+        self.count_by_the_hour(now);
         let round = Round::plan(From::Next(serving.session.interface), g.walk, g.interfaces);
         let Some(name) = round.rest.into_iter().find(|name| *name != serving.session.interface) else { return };
         let most = if g.interfaces.metered(name, g.turn.settings) { METERED_RACES } else { RACES };
