@@ -2,7 +2,7 @@
 //!
 //! An event is a fact told by an adapter: it carries no opinion and asks for nothing. A late one is
 //! recognised by its attempt number. Each prints as one line (`Display`), which is what the journal, the
-//! black box and the scenario tests are made of. Long, because the whole vocabulary stands in one place.
+//! black box and the scenario tests are made of. It is long, because the whole vocabulary stands in one place.
 
 use core::fmt;
 use core::time::Duration;
