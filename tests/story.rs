@@ -47,6 +47,8 @@ pub fn heading(line: &str) -> Result<Heading, String> {
             ["window", n] => s.window = parse(n)?,
             ["late", d] => s.late = Some(duration(d)?),
             ["standby", class, "off"] => s.classes[index(class)?].standby = Standby::Off,
+            ["standby", class, "warm"] => s.classes[index(class)?].standby = Standby::Warm,
+            ["routes"] => s.manage_routes = true,
             ["metered", class] => s.classes[index(class)?].metered = Some(true),
             ["unmetered", class] => s.classes[index(class)?].metered = Some(false),
             ["messages", "on"] => heading.messages = true,
@@ -79,12 +81,17 @@ pub fn heading_text(heading: &Heading) -> String {
         Start::Idle => parts.push("start idle".into()),
     }
     parts.push(format!("servers {}, fleet {}, window {}", s.servers, s.fleet_size, s.window));
+    if s.manage_routes {
+        parts.push("routes".into());
+    }
     if let Some(late) = s.late {
         parts.push(format!("late {}", millis(late)));
     }
     for (class, uplink) in Class::ALL.iter().zip(&s.classes) {
-        if uplink.standby == Standby::Off {
-            parts.push(format!("standby {class} off"));
+        match uplink.standby {
+            Standby::Off => parts.push(format!("standby {class} off")),
+            Standby::Up => {}
+            Standby::Warm => parts.push(format!("standby {class} warm")),
         }
         match (uplink.metered, Settings::default().classes[*class as usize].metered) {
             (Some(true), None) => parts.push(format!("metered {class}")),

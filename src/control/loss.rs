@@ -119,7 +119,8 @@ impl Failover {
             self.intent = Intent::Off;
         } else {
             let cause = if taken_by_us { Reason::InterfaceChange } else { reason };
-            g.outages.began(g.turn, serving.session.last_inbound, cause, spare_lives);
+            let covered = spare_lives || self.warm.any_ready();
+            g.outages.began(g.turn, serving.session.last_inbound, cause, covered);
         }
         match candidate {
             Some((candidate, via)) if spare_lives && self.wants(g) => self.carry_on(g, spare, candidate, via),

@@ -72,7 +72,11 @@ impl Failover {
                     g.turn.ask(Action::HangUp { attempt: serving.session.attempt, goodbye: Goodbye::Abort });
                     let session = serving.session;
                     g.reach.bad(now, session.interface, reason);
-                    let owed = session.owed(now, g.flow.oldest_sent);
+                    let owed = match reason {
+                        // It did say something now and then; what waited longest shows how bad it was.
+                        Reason::Loss => g.flow.oldest_sent.map_or(Duration::ZERO, |sent| now.since(sent)),
+                        _ => session.owed(now, g.flow.oldest_sent),
+                    };
                     g.switches.began(g.turn, session.interface, reason, owed, &g.flow);
                     g.outages.began(g.turn, session.last_inbound, reason, true);
                     g.line = Some(Line::Shut);

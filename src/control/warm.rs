@@ -120,6 +120,11 @@ impl Warm {
         self.entries.get(&interface).is_some_and(|e| matches!(e.state, State::Ready { .. }))
     }
 
+    /// Whether one waits anywhere.
+    pub fn any_ready(&self) -> bool {
+        self.entries.values().any(|e| matches!(e.state, State::Ready { .. }))
+    }
+
     /// When something is next due.
     pub fn deadline(&self) -> Option<Instant> {
         self.entries.values().map(Entry::deadline).min()
