@@ -2,6 +2,8 @@
 
 #[path = "cloud/bench.rs"]
 mod bench;
+#[path = "cloud/early.rs"]
+mod early;
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

@@ -120,6 +120,7 @@ struct Line {
 /// What is known of a dialled connection.
 struct Facts {
     interface: Name,
+    server: u8,
     gauge: Gauge,
     counts: Arc<dial::Counts>,
     peer: SocketAddr,
@@ -248,7 +249,8 @@ impl Cloud {
         self.order(attempt, Order::Measure);
     }
 
-    /// `Action::Transmit`. The body is fetched when it can be written.
+    /// `Action::Transmit`. The body is fetched when it can be written: before CONNACK only where the server's limits are
+    /// known, and only messages of QoS 1 in front of all others.
     pub fn transmit(&self, attempt: Attempt, seq: Seq, again: bool) {
         self.order(attempt, Order::Transmit { seq, again });
     }
@@ -352,7 +354,7 @@ async fn run(
 ) {
     let (shared, attempt) = (&*presence.shared.clone(), voice.attempt);
     let dialled = match shared.config.cloud.servers.get(usize::from(server)) {
-        Some(server) => dial::dial(shared, &voice, interface, server).await,
+        Some(named) => dial::dial(shared, &voice, interface, named).await,
         None => Err(dial::ended(Reason::NoServer, false)),
     };
     let dial::Dialled { stream, gauge, counts, peer, tls, resumed } = match dialled {
@@ -361,7 +363,7 @@ async fn run(
             return voice.report(Event::DialFailed { attempt, reason, heard }).await;
         }
     };
-    let facts = Arc::new(Facts { interface, gauge, counts, peer, tls, resumed, spoke: AtomicBool::new(false) });
+    let facts = Arc::new(Facts { interface, server, gauge, counts, peer, tls, resumed, spoke: AtomicBool::new(false) });
     presence.facts = Some(facts.clone());
     if let Some(line) = shared.lines().get_mut(&attempt) {
         line.facts = Some(facts.clone());

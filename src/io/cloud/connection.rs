@@ -2,9 +2,9 @@
 //!
 //! Five loops share one task and one `Desk`: reading, writing, obeying, handing messages to the applications, and
 //! acknowledging what they took. Reading never waits for writing or for applications. The server's Receive Maximum is
-//! never exceeded, nothing is sent before CONNACK but CONNECT, and PUBACKs go out in the order in which the messages
-//! came. The connection's own duty is MQTT's keep alive; whether the peer is alive is not judged here. `read` and
-//! `write` hold those two loops.
+//! never exceeded, nothing is sent before CONNACK but CONNECT and messages of QoS 1 within what the server last allowed
+//! (MQTT 5.0 section 3.1.4, R-CS-4), and PUBACKs go out in the order in which the messages came. The connection's own
+//! duty is MQTT's keep alive; whether the peer is alive is not judged here. `read` and `write` hold those two loops.
 
 mod read;
 mod write;
@@ -75,7 +75,11 @@ pub async fn live(
         place,
         version,
         keep_alive,
-        desk: Mutex::new(Desk { control: connect, ..Desk::default() }),
+        desk: Mutex::new(Desk {
+            control: connect,
+            limits: place.shared.memory.limits(place.facts.server, version),
+            ..Desk::default()
+        }),
         wake: Notify::new(),
         arrived: Notify::new(),
         acks,
@@ -83,14 +87,22 @@ pub async fn live(
     let (reading, writing) = tokio::io::split(stream);
     let read = connection.read(reading);
     tokio::pin!(read);
-    tokio::select! {
+    let ended = tokio::select! {
         biased;
         ended = &mut read => Some(ended),
-        ended = connection.write(writing) => Some(timeout(LAST_WORDS, read).await.unwrap_or(ended)),
+        // Before writing, so that messages ordered together with CONNECT go out in one piece with it.
         () = connection.obey(orders) => None,
+        ended = connection.write(writing) => Some(timeout(LAST_WORDS, read).await.unwrap_or(ended)),
         () = connection.deliver() => None,
         ended = connection.acknowledge(taken) => Some(ended),
+    };
+    let desk = connection.desk();
+    if let Some(Ended { reason: Reason::ServerShutDown | Reason::Reset | Reason::Protocol, heard: true }) = ended
+        && desk.open.is_none()
+    {
+        place.shared.memory.hung_up(place.facts.server, version, !desk.early.is_empty());
     }
+    ended
 }
 
 enum Parked {
@@ -177,10 +189,14 @@ struct Desk {
     queue: VecDeque<(Seq, bool)>,
     /// Bytes are between here and the kernel.
     busy: bool,
+    /// What the server allows: before CONNACK what it last did. While `None`, no message goes out.
+    limits: Option<Limits>,
     /// Whether and as what CONNACK let us in.
     open: Option<Open>,
-    /// What may still be sent before something is acknowledged.
-    quota: u16,
+    /// Messages that went out before CONNACK.
+    early: Vec<Seq>,
+    /// Numbered messages sent and not acknowledged, our own among them.
+    in_flight: u16,
     /// Our own packets that wait for their answer, and what they were; the session is settled once none does.
     awaited: BTreeMap<u16, Asked>,
     settled: bool,
@@ -201,7 +217,6 @@ struct Desk {
 
 struct Open {
     generation: Generation,
-    limits: Limits,
     keep_alive: Duration,
 }
 
@@ -224,6 +239,11 @@ impl Desk {
         self.last_own =
             if OWN.contains(&self.last_own) && self.last_own < *OWN.end() { self.last_own + 1 } else { *OWN.start() };
         self.last_own
+    }
+
+    /// No further numbered message may go out now.
+    fn is_full(&self) -> bool {
+        self.limits.as_ref().is_none_or(|limits| self.in_flight >= limits.window)
     }
 
     fn is_empty(&self) -> bool {
@@ -356,7 +376,7 @@ impl Connection<'_> {
 
 /// One of our own messages, numbered and awaited, as good as the server allows.
 fn own_message(desk: &mut Desk, topic: String, payload: Vec<u8>, retain: bool) -> Option<Publish> {
-    let (qos, may_retain) = desk.open.as_ref().map(|open| (open.limits.qos.min(1), open.limits.retain))?;
+    let (qos, may_retain) = desk.limits.as_ref().map(|limits| (limits.qos.min(1), limits.retain))?;
     let id = (qos > 0).then(|| desk.own_id());
     if let Some(id) = id {
         desk.awaited.insert(id, Asked::Publish(topic.clone()));

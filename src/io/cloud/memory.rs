@@ -1,19 +1,27 @@
-//! What outlives a connection: which message has which packet identifier, and what the server's session knows of us.
+//! What outlives a connection: which message has which packet identifier, what the server's session knows of us, and
+//! what each server allows.
 //!
 //! Shared by all connections of the process, because one client identity has one session whatever it runs over. An
 //! identifier is never given to a second message while the first is unacknowledged; when the server has forgotten its
-//! session, everything here is forgotten too, and acknowledgements of the time before count no more.
+//! session, everything here of it is forgotten too, and acknowledgements of the time before count no more. Only what the
+//! new connection itself has sent before it learned so stays: the server took that as new.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use switchback_control::Seq;
+use switchback_control::{Seq, Version};
+
+use super::speech::Limits;
 
 /// The last identifier for applications' messages; those above are our own, so that the two never meet.
 const LAST: u16 = 64_999;
 
 /// The identifiers of our own packets on one connection: more than are ever open at once.
 pub const OWN: std::ops::RangeInclusive<u16> = 65_000..=65_535;
+
+/// So many connections in a row that ended after early messages and without CONNACK, and the server gets no more of
+/// them: the standard allows them, some servers hang up. One may have had another cause.
+const HANG_UPS_MAX: u8 = 2;
 
 /// Counts how often the server's session began anew.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,17 +39,64 @@ struct Inner {
     /// Identifiers of messages of quality 2 that were taken and not yet released.
     received: HashSet<u16>,
     subscribed: bool,
+    servers: Vec<Known>,
+}
+
+/// A server as one version of MQTT shows it.
+#[derive(Debug)]
+struct Known {
+    server: u8,
+    version: Version,
+    /// From its last CONNACK.
+    limits: Limits,
+    hang_ups: u8,
 }
 
 impl Memory {
-    /// A CONNACK came; `present` as it said.
-    pub fn begin(&self, present: bool) -> Generation {
+    /// A CONNACK came; `present` as it said, `early` what was sent before it on its connection.
+    pub fn begin(&self, present: bool, early: &[Seq]) -> Generation {
         let mut inner = self.lock();
         if !present {
-            let generation = Generation(inner.generation.0 + 1);
-            *inner = Inner { generation, last: inner.last, ..Inner::default() };
+            let ids: BTreeMap<Seq, u16> =
+                early.iter().filter_map(|seq| inner.ids.get(seq).map(|id| (*seq, *id))).collect();
+            *inner = Inner {
+                generation: Generation(inner.generation.0 + 1),
+                last: inner.last,
+                seqs: ids.iter().map(|(seq, id)| (*id, *seq)).collect(),
+                ids,
+                servers: std::mem::take(&mut inner.servers),
+                ..Inner::default()
+            };
         }
         inner.generation
+    }
+
+    /// What may be counted on before CONNACK: what the server last allowed. `None` where it has said nothing yet, or
+    /// does not bear messages before CONNACK.
+    pub fn limits(&self, server: u8, version: Version) -> Option<Limits> {
+        let mut inner = self.lock();
+        let known = inner.known(server, version).filter(|known| known.hang_ups < HANG_UPS_MAX);
+        known.map(|known| known.limits.clone())
+    }
+
+    /// A CONNACK allows this; `early` when messages went before it.
+    pub fn allowed(&self, server: u8, version: Version, limits: Limits, early: bool) {
+        let mut inner = self.lock();
+        match inner.known(server, version) {
+            Some(known) => {
+                known.limits = limits;
+                known.hang_ups = if early { 0 } else { known.hang_ups };
+            }
+            None => inner.servers.push(Known { server, version, limits, hang_ups: 0 }),
+        }
+    }
+
+    /// The server hung up after CONNECT and before CONNACK; `early` when messages were the reason that it could have
+    /// had. Without them it has other reasons.
+    pub fn hung_up(&self, server: u8, version: Version, early: bool) {
+        if let Some(known) = self.lock().known(server, version) {
+            known.hang_ups = if early { known.hang_ups.saturating_add(1) } else { 0 };
+        }
     }
 
     /// The identifier of a message, and whether it had it before.
@@ -122,6 +177,12 @@ impl Memory {
     }
 }
 
+impl Inner {
+    fn known(&mut self, server: u8, version: Version) -> Option<&mut Known> {
+        self.servers.iter_mut().find(|known| known.server == server && known.version == version)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,7 +190,7 @@ mod tests {
     #[test]
     fn a_message_keeps_its_identifier_until_it_is_acknowledged() {
         let memory = Memory::default();
-        let generation = memory.begin(true);
+        let generation = memory.begin(true, &[]);
         assert_eq!(memory.number(Seq(7)), (1, false));
         assert_eq!(memory.number(Seq(8)), (2, false));
         assert_eq!(memory.number(Seq(7)), (1, true));
@@ -141,10 +202,10 @@ mod tests {
     #[test]
     fn after_the_server_forgot_old_acknowledgements_count_no_more() {
         let memory = Memory::default();
-        let before = memory.begin(true);
+        let before = memory.begin(true, &[]);
         let (id, _) = memory.number(Seq(1));
         memory.subscribed(before);
-        let after = memory.begin(false);
+        let after = memory.begin(false, &[]);
         assert!(!memory.is_subscribed());
         memory.subscribed(before);
         assert!(!memory.is_subscribed());
@@ -156,9 +217,42 @@ mod tests {
     }
 
     #[test]
+    fn what_was_sent_before_the_server_said_that_it_forgot_keeps_its_identifier() {
+        let memory = Memory::default();
+        memory.begin(true, &[]);
+        let [(early, _), (late, _)] = [Seq(1), Seq(2)].map(|seq| memory.number(seq));
+        let generation = memory.begin(false, &[Seq(1)]);
+        assert_eq!(memory.acknowledged(generation, late), None);
+        assert_eq!(memory.acknowledged(generation, early), Some(Seq(1)));
+        assert_eq!(memory.acknowledged(generation, early), None);
+    }
+
+    #[test]
+    fn a_server_that_hangs_up_on_early_messages_twice_gets_no_more_of_them() {
+        let memory = Memory::default();
+        let knows = |version| memory.limits(0, version).is_some();
+        assert!(!knows(Version::V5));
+        memory.allowed(0, Version::V5, Limits::default(), false);
+        assert!(knows(Version::V5) && !knows(Version::V311));
+        memory.hung_up(0, Version::V5, true);
+        // An answer to early messages, or a hang-up without any: it was something else.
+        memory.allowed(0, Version::V5, Limits::default(), true);
+        memory.hung_up(0, Version::V5, true);
+        memory.hung_up(0, Version::V5, false);
+        memory.hung_up(0, Version::V5, true);
+        memory.allowed(0, Version::V5, Limits::default(), false);
+        assert!(knows(Version::V5));
+        memory.hung_up(0, Version::V5, true);
+        assert!(!knows(Version::V5));
+        memory.begin(false, &[]);
+        memory.allowed(0, Version::V5, Limits::default(), false);
+        assert!(!knows(Version::V5));
+    }
+
+    #[test]
     fn identifiers_go_round_without_meeting_open_ones_or_our_own() {
         let memory = Memory::default();
-        let generation = memory.begin(true);
+        let generation = memory.begin(true, &[]);
         let (kept, _) = memory.number(Seq(0));
         for seq in 1..200_000 {
             let (id, _) = memory.number(Seq(seq));
@@ -170,7 +264,7 @@ mod tests {
     #[test]
     fn more_open_messages_than_identifiers_do_not_hang() {
         let memory = Memory::default();
-        memory.begin(true);
+        memory.begin(true, &[]);
         for seq in 0..u64::from(LAST) + 10 {
             memory.number(Seq(seq));
         }

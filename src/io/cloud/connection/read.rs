@@ -102,8 +102,7 @@ impl Connection<'_> {
     }
 
     async fn welcomed(&self, present: bool, limits: Limits) {
-        let Place { shared, voice, .. } = self.place;
-        let generation = shared.memory.begin(present);
+        let Place { shared, voice, facts } = self.place;
         let keep_alive = limits.keep_alive.unwrap_or(self.keep_alive);
         let window = limits.window.saturating_sub(OWN_RESERVE).max(1);
         if limits.qos == 0 {
@@ -114,8 +113,10 @@ impl Connection<'_> {
         }
         {
             let mut desk = self.desk();
-            desk.quota = limits.window;
-            desk.open = Some(Open { generation, limits, keep_alive });
+            let generation = shared.memory.begin(present, &desk.early);
+            shared.memory.allowed(facts.server, self.version, limits.clone(), !desk.early.is_empty());
+            desk.limits = Some(limits);
+            desk.open = Some(Open { generation, keep_alive });
             // Ours go first: they stand in the queue before the heart knows that it may send.
             self.greet(&mut desk);
         }
@@ -195,10 +196,10 @@ impl Connection<'_> {
 
     /// One more may be sent.
     fn give_back(&self) {
-        let mut desk = self.desk();
-        let most = desk.open.as_ref().map_or(0, |open| open.limits.window);
-        desk.quota = desk.quota.saturating_add(1).min(most);
-        drop(desk);
+        {
+            let mut desk = self.desk();
+            desk.in_flight = desk.in_flight.saturating_sub(1);
+        }
         self.wake.notify_one();
     }
 

@@ -1,4 +1,5 @@
-//! What goes out on a connection: acknowledgements first, then our own messages, then the applications', in order.
+//! What goes out on a connection: CONNECT and acknowledgements first, then our own messages, then the applications', in
+//! order.
 //!
 //! One chunk at a time is gathered, written and flushed before the next is looked at, so that a dead uplink strands
 //! little and what was not yet written can still be sent elsewhere.
@@ -89,11 +90,11 @@ impl Connection<'_> {
                     return true;
                 }
                 desk.busy = !chunk.is_empty();
-                if desk.open.is_none() || desk.quota == 0 || chunk.len() >= CHUNK {
+                if desk.is_full() || chunk.len() >= CHUNK {
                     return false;
                 }
                 if let Some(own) = desk.own.pop_front() {
-                    desk.quota -= u16::from(own.qos > 0);
+                    desk.in_flight += u16::from(own.qos > 0);
                     Next::Own(own)
                 } else if let Some((seq, again)) = desk.queue.pop_front() {
                     desk.busy = true;
@@ -119,14 +120,23 @@ impl Connection<'_> {
             None => Err("it is not in the outbox any more".to_owned()),
         };
         match encoded {
+            Ok((bytes, 1..)) => {
+                chunk.extend(bytes);
+                let mut desk = self.desk();
+                desk.in_flight = desk.in_flight.saturating_add(1);
+                if desk.open.is_none() {
+                    desk.early.push(seq);
+                }
+            }
+            // What has no acknowledgement, or breaks a limit that may be old, waits for CONNACK, and all behind it.
+            Ok(_) | Err(_) if self.desk().open.is_none() => {
+                let mut desk = self.desk();
+                desk.queue.push_front((seq, again));
+                desk.limits = None;
+            }
             Ok((bytes, 0)) => {
                 chunk.extend(bytes);
                 sent.push(seq);
-            }
-            Ok((bytes, _)) => {
-                chunk.extend(bytes);
-                let mut desk = self.desk();
-                desk.quota = desk.quota.saturating_sub(1);
             }
             Err(problem) => {
                 shared.memory.forget(seq);
@@ -141,7 +151,7 @@ impl Connection<'_> {
         if !topics::valid_topic(&body.topic) {
             return Err(format!("\"{}\" is no topic", body.topic));
         }
-        let limits = self.desk().open.as_ref().map(|open| open.limits.clone()).unwrap_or_default();
+        let limits = self.desk().limits.clone().unwrap_or_default();
         let qos = body.qos.min(1).min(limits.qos);
         let mut properties = speech::portable(properties_from_bytes(&body.properties), self.version);
         if self.version == Version::V5 {
@@ -177,7 +187,7 @@ impl Connection<'_> {
         let base = &shared.config.cloud.base;
         if goodbye == Goodbye::Offline && desk.open.is_some() && !base.is_empty() {
             let payload = documents::status(false, voice.attempt, Some(Reason::User));
-            let full = desk.quota == 0;
+            let full = desk.is_full();
             let publish = own_message(desk, format!("{base}/status"), payload, true).map(|publish| match full {
                 // One more numbered message would break the server's limit, and it the connection.
                 true => Publish { qos: 0, id: None, ..publish },
