@@ -65,6 +65,8 @@ pub struct Delivery {
     sent_through: u64,
     released_through: u64,
     line: Line,
+    /// The connection that messages went out on before. While a planned move is under way it still brings answers.
+    before: Option<Attempt>,
     store: Store,
     /// Waiting to be sent, ascending; neighbours are melted.
     backlog: VecDeque<RangeInclusive<u64>>,
@@ -93,6 +95,7 @@ impl Delivery {
             sent_through: last,
             released_through: first.saturating_sub(1),
             line: Line::Shut,
+            before: None,
             store: Store::Works,
             waiting: backlog.iter().map(count).sum(),
             backlog,
@@ -148,6 +151,9 @@ impl Delivery {
 
     /// No session any more: what was in flight waits again, in front.
     pub fn shut(&mut self) {
+        if let Line::Open { attempt, .. } | Line::Finishing { attempt, .. } = self.line {
+            self.before = Some(attempt);
+        }
         self.line = Line::Shut;
         self.unsend();
     }
@@ -173,9 +179,9 @@ impl Delivery {
         }
     }
 
-    /// Whether an answer for this message on this connection counts: it is in flight there.
+    /// Whether an answer for this message on this connection counts: it is in flight, and was sent there.
     pub fn awaits(&self, attempt: Attempt, seq: Seq) -> bool {
-        self.on_line(attempt) && self.window.iter().any(|s| s.seq == seq)
+        (self.on_line(attempt) || self.before == Some(attempt)) && self.window.iter().any(|s| s.seq == seq)
     }
 
     /// When the oldest message in flight on this connection that was sent after this moment was sent.
@@ -187,8 +193,8 @@ impl Delivery {
     }
 
     /// The round trip that an acknowledgement of `seq` would show now; none for a message sent twice (Karn).
-    pub fn sample(&self, now: Instant, seq: Seq) -> Option<Duration> {
-        self.window.iter().find(|s| s.seq == seq && !s.again).map(|s| now.since(s.at))
+    pub fn sample(&self, now: Instant, attempt: Attempt, seq: Seq) -> Option<Duration> {
+        self.window.iter().find(|s| s.seq == seq && !s.again && self.on_line(attempt)).map(|s| now.since(s.at))
     }
 
     /// Nothing waits and nothing is in flight.
@@ -406,6 +412,16 @@ mod tests {
             assert_eq!(turn(1, |t| delivery.answered(t, &event)), []);
         }
         assert!(!delivery.is_empty());
+    }
+
+    #[test]
+    fn an_answer_of_the_connection_before_counts_while_it_still_lives() {
+        let mut delivery = Delivery::restore(&[1..=2], 2);
+        turn(0, |t| delivery.open(t, Attempt(1), 10));
+        turn(1, |t| delivery.open(t, Attempt(2), 10));
+        let answer = Event::Acked { attempt: Attempt(1), seq: Seq(1) };
+        assert_eq!(turn(2, |t| delivery.answered(t, &answer)), [Action::Release { through: Seq(1) }]);
+        assert_eq!(turn(3, |t| delivery.answered(t, &answer)), []);
     }
 
     #[test]

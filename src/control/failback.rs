@@ -194,7 +194,7 @@ impl Failover {
                 Spare::Resting { interface, until: now + pause, proofs: proofs(past) }
             }
             // Another uplink that loses as much is no rescue from one that loses too much.
-            Purpose::Rescue { .. } if lossy && serving.is_browning_out(g) => {
+            Purpose::Rescue { .. } if lossy && serving.session.flowing.is_browning_out(now) => {
                 serving.spare = Spare::Dialling { interface, attempt, deadline: now, purpose };
                 return self.spare_failed(g, serving, interface, Reason::Loss, true);
             }

@@ -219,7 +219,7 @@ impl Control {
     fn flow(&self, event: &Event) -> Flow {
         let (settled, sample) = match event {
             Event::Acked { attempt, seq } => {
-                (u32::from(self.delivery.awaits(*attempt, *seq)), self.delivery.sample(self.now, *seq))
+                (u32::from(self.delivery.awaits(*attempt, *seq)), self.delivery.sample(self.now, *attempt, *seq))
             }
             Event::Rejected { attempt, seq } => (u32::from(self.delivery.awaits(*attempt, *seq)), None),
             _ => (0, None),

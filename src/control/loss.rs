@@ -45,7 +45,7 @@ impl Failover {
                 session.heard(now);
             }
             Event::Measured { attempt, measure } if attempt == session.attempt => {
-                if let Some(since) = session.measured(measure) {
+                if let Some(since) = session.measured(now, measure) {
                     g.reach.measured(session.interface, since);
                 }
             }

@@ -21,12 +21,53 @@ const STALL_MARGIN: Duration = Duration::from_millis(500);
 const STRETCHES: usize = 3;
 const STRETCH: Duration = Duration::from_secs(5);
 
+/// Lateness is remembered for one to two of these: a path without loss for so long is suspected readily again (R-LV-6).
+const LATENESS_HALF: Duration = Duration::from_secs(150);
+
 /// What is known of a path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Quality {
     pub round_trip: Option<Duration>,
     /// Of a thousand segments, how many had to be sent again.
     pub loss: Option<u16>,
+}
+
+impl Measure {
+    /// Of a thousand segments, how many had to be sent again.
+    fn lost(&self) -> u16 {
+        (u64::from(self.again) * 1000 / u64::from(self.sent.max(1))).min(1000) as u16
+    }
+}
+
+/// How late answers have come on a path that loses packets: the worst of the last while.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lateness {
+    began: Instant,
+    worst: Duration,
+    /// Of the half before `began`.
+    before: Duration,
+}
+
+impl Lateness {
+    /// An answer came so much later than expected.
+    pub fn note(&mut self, now: Instant, by: Duration) {
+        self.turn(now);
+        self.worst = self.worst.max(by);
+    }
+
+    /// The worst of the last while.
+    pub fn worst(mut self, now: Instant) -> Duration {
+        self.turn(now);
+        self.worst.max(self.before)
+    }
+
+    fn turn(&mut self, now: Instant) {
+        let age = now.since(self.began);
+        if age >= LATENESS_HALF {
+            let before = if age < LATENESS_HALF * 2 { self.worst } else { Duration::ZERO };
+            *self = Lateness { began: now, worst: Duration::ZERO, before };
+        }
+    }
 }
 
 impl Quality {
@@ -36,7 +77,7 @@ impl Quality {
             self.round_trip = Some(measure.round_trip);
         }
         if measure.sent > 0 {
-            let shown = (u64::from(measure.again) * 1000 / u64::from(measure.sent)).min(1000) as u16;
+            let shown = measure.lost();
             self.loss = Some(self.loss.map_or(shown / 2, |known| known.midpoint(shown)));
         }
     }
@@ -54,6 +95,8 @@ pub struct Flowing {
     known: Measure,
     /// When the kernel was last asked.
     asked: Option<Instant>,
+    /// When a measure last showed that much gets lost.
+    lossy: Option<Instant>,
     /// Up to when stalled time is counted.
     counted: Instant,
     /// Stalled milliseconds of the stretch under way and of those before it, youngest first.
@@ -77,7 +120,7 @@ impl Flowing {
     }
 
     /// What the totals show since the last measure that counted; none while that is too little.
-    pub fn measured(&mut self, totals: Measure) -> Option<Measure> {
+    pub fn measured(&mut self, now: Instant, totals: Measure) -> Option<Measure> {
         let Measure { round_trip, sent, again } = totals;
         let since = Measure {
             round_trip,
@@ -88,6 +131,9 @@ impl Flowing {
             return None;
         }
         self.known = totals;
+        if since.lost() > LOSSY {
+            self.lossy = Some(now);
+        }
         Some(since)
     }
 
@@ -101,7 +147,7 @@ impl Flowing {
             self.stretch_began = end;
             if now.since(end) > STRETCH * STRETCHES as u32 {
                 // Nothing of it is young enough to count.
-                *self = Flowing { known: self.known, asked: self.asked, ..Flowing::begin(now) };
+                *self = Flowing { known: self.known, asked: self.asked, lossy: self.lossy, ..Flowing::begin(now) };
             }
         }
         self.add(now, oldest, round_trip);
@@ -112,9 +158,11 @@ impl Flowing {
         self.counted = self.counted.max(now);
     }
 
-    /// For half of the time something stalled.
-    pub fn is_stalling(&self) -> bool {
-        Duration::from_millis(self.stalled.iter().sum()) * 2 >= STRETCH * STRETCHES as u32
+    /// It works, and is of no use: for half of the time something stalled, and much was lost in that time.
+    pub fn is_browning_out(&self, now: Instant) -> bool {
+        let whole = STRETCH * STRETCHES as u32;
+        let stalling = Duration::from_millis(self.stalled.iter().sum()) * 2 >= whole;
+        stalling && self.lossy.is_some_and(|at| now.since(at) <= whole)
     }
 
     fn add(&mut self, until: Instant, oldest: Option<Instant>, round_trip: Duration) {
@@ -168,20 +216,33 @@ mod tests {
         let mut flowing = Flowing::begin(at(0));
         for second in 1..8 {
             flowing.count(at(second * 1_000), Some(at(0)), round_trip);
-            assert!(!flowing.is_stalling());
+            assert!(!flowing.is_browning_out(at(second * 1_000)));
         }
         flowing.count(at(8_100), Some(at(0)), round_trip);
-        assert!(flowing.is_stalling());
+        assert!(!flowing.is_browning_out(at(8_100)), "slow, and nothing lost");
+        flowing.measured(at(8_100), handshake(20, 9));
+        assert!(flowing.is_browning_out(at(8_100)));
         flowing.count(at(600_000), Some(at(0)), round_trip);
-        assert!(!flowing.is_stalling());
+        assert!(!flowing.is_browning_out(at(600_000)));
+    }
+
+    #[test]
+    fn lateness_is_kept_while_answers_go_on_being_late_and_fades_when_they_do_not() {
+        let (small, large) = (Duration::from_millis(100), Duration::from_millis(400));
+        let mut lateness = Lateness::default();
+        lateness.note(at(1_000_000), large);
+        (0..30).for_each(|n| lateness.note(at(1_000_000 + n * 10_000), small));
+        assert_eq!(lateness.worst(at(1_299_000)), large);
+        assert_eq!(lateness.worst(at(1_400_000)), small);
+        assert_eq!(lateness.worst(at(1_700_000)), Duration::ZERO);
     }
 
     #[test]
     fn a_few_segments_are_no_measure() {
         let mut flowing = Flowing::begin(at(0));
-        assert_eq!(flowing.measured(handshake(7, 1)), None);
-        assert_eq!(flowing.measured(handshake(12, 1)), Some(handshake(12, 1)));
-        assert_eq!(flowing.measured(handshake(15, 1)), None);
-        assert_eq!(flowing.measured(handshake(22, 6)), Some(handshake(10, 5)));
+        assert_eq!(flowing.measured(at(1), handshake(7, 1)), None);
+        assert_eq!(flowing.measured(at(1), handshake(12, 1)), Some(handshake(12, 1)));
+        assert_eq!(flowing.measured(at(1), handshake(15, 1)), None);
+        assert_eq!(flowing.measured(at(1), handshake(22, 6)), Some(handshake(10, 5)));
     }
 }

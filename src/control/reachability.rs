@@ -10,7 +10,7 @@ use core::time::Duration;
 
 use crate::event::Measure;
 use crate::name::Name;
-use crate::quality::Quality;
+use crate::quality::{Lateness, Quality};
 use crate::reason::{Blame, Reason};
 use crate::time::Instant;
 
@@ -57,7 +57,7 @@ pub struct Evidence {
     vain: u32,
     last_vain: Option<Instant>,
     /// How late the latest answer through it came, and when: what a new session on it is told.
-    lateness: Option<(Instant, Duration)>,
+    lateness: Lateness,
     quality: Quality,
 }
 
@@ -123,13 +123,13 @@ impl Reachability {
     }
 
     /// An answer through it came so late.
-    pub fn late(&mut self, name: Name, lateness: Option<(Instant, Duration)>) {
+    pub fn late(&mut self, name: Name, lateness: Lateness) {
         self.entry(name).lateness = lateness;
     }
 
     /// How late the latest answer through it came.
-    pub fn lateness(&self, name: Name) -> Option<(Instant, Duration)> {
-        self.evidence.get(&name).and_then(|e| e.lateness)
+    pub fn lateness(&self, name: Name) -> Lateness {
+        self.evidence.get(&name).map_or(Lateness::default(), |e| e.lateness)
     }
 
     /// A handshake through it, or a while of a session, has shown this.

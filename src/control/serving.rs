@@ -19,7 +19,6 @@ use crate::reason::Reason;
 use crate::round::Candidate;
 use crate::session::Session;
 use crate::spare::{Purpose, SPARE_LIMIT, Spare};
-use crate::suspicion::RACE_SILENCE;
 use crate::time::Instant;
 use crate::turn::Turn;
 
@@ -99,15 +98,10 @@ impl Serving {
         }
     }
 
-    /// It works, and is of no use: much gets lost, and messages wait for it.
-    pub fn is_browning_out(&self, g: &Ground) -> bool {
-        self.session.flowing.is_stalling() && g.reach.quality(self.session.interface).is_lossy()
-    }
-
     /// From when on a second path may be opened although nothing is suspect.
     pub fn races_from(&self, oldest_sent: Option<Instant>) -> Option<Instant> {
         let free = self.spare == Spare::None && !self.raced && !self.suspected && self.leaving.is_none();
-        self.session.risky_from(oldest_sent, RACE_SILENCE).filter(|_| free && self.session.settled)
+        self.session.risky_from(oldest_sent).filter(|_| free && self.session.settled)
     }
 
     /// When the interfaces that failed to rescue a suspect are tried again.

@@ -9,7 +9,7 @@ use core::time::Duration;
 
 use crate::event::{Attempt, Measure, Version};
 use crate::name::Name;
-use crate::quality::Flowing;
+use crate::quality::{Flowing, Lateness};
 use crate::settings::Uplink;
 use crate::time::Instant;
 
@@ -19,14 +19,16 @@ pub const SUSPECT_MARGIN: Duration = Duration::from_millis(300);
 pub const MOVE_MARGIN: Duration = Duration::from_millis(500);
 /// The most the margins grow on a path that loses packets or was suspected in vain (R-LV-6).
 const MARGIN_MAX: Duration = Duration::from_secs(4);
-/// The latest answer is remembered this long: a path without loss for so long is suspected readily again.
-const LATENESS_KEPT: Duration = Duration::from_secs(300);
 /// What the adapter tells of one read arrives within this long.
 const TOGETHER: Duration = Duration::from_millis(20);
 /// An answer later than expected by less than this is no sign of loss.
 const LATENESS_LEAST: Duration = Duration::from_millis(20);
 /// Retransmission timeout before the first sample (RFC 6298, 2.1).
 const RTO_FIRST: Duration = Duration::from_secs(1);
+/// After so long without a word from the server its next answer is waited for less: at most so much is granted for the
+/// variation of the round trip, of which an idle session knows little.
+const LONG_SILENCE: Duration = Duration::from_secs(3);
+const VARIATION_AFTER_SILENCE: Duration = Duration::from_millis(150);
 /// A deadline served this late means that we were stopped, not that the server was silent (R-LV-11).
 const STALL: Duration = Duration::from_millis(200);
 /// After a pause this long the session is asked at once whether it still lives (R-LV-11).
@@ -139,7 +141,7 @@ pub struct Session {
     ping_limits: [Duration; 2],
     extra_margin: Duration,
     /// How much later than expected the latest answer came in the last while, and when, with segments sent again.
-    pub lateness: Option<(Instant, Duration)>,
+    pub lateness: Lateness,
     /// An answer that came as late; whether segments were sent again is not known yet.
     late: Option<(Instant, Duration)>,
     /// Segments that were sent again, as last told.
@@ -165,7 +167,7 @@ impl Session {
         keep_alive: Duration,
         uplink: &Uplink,
         vain: u32,
-        lateness: Option<(Instant, Duration)>,
+        lateness: Lateness,
     ) -> Session {
         // Three quarters leave the server time before its own one and a half keep alives.
         let by_keep_alive = keep_alive.saturating_mul(3) / 4;
@@ -267,10 +269,10 @@ impl Session {
     }
 
     /// From when on it is worth having a second path ready, before there is a suspicion: at once with a message that
-    /// breaks a silence of `silence`, else once an answer is later than expected.
-    pub fn risky_from(&self, oldest_sent: Option<Instant>, silence: Duration) -> Option<Instant> {
+    /// breaks a long silence, else once an answer is later than expected.
+    pub fn risky_from(&self, oldest_sent: Option<Instant>) -> Option<Instant> {
         let sent = oldest_sent?;
-        if sent.since(self.alive()) >= silence {
+        if sent.since(self.alive()) >= LONG_SILENCE {
             return Some(sent);
         }
         let margin = self.round_trip.smoothed().map_or(RTO_FIRST, |r| r / 8).max(LATENESS_LEAST);
@@ -278,8 +280,7 @@ impl Session {
     }
 
     fn late(&mut self, now: Instant, by: Duration) {
-        let known = self.lateness(now);
-        if by >= LATENESS_LEAST && by >= known {
+        if by >= LATENESS_LEAST {
             self.late = self.late.max(Some((now, by)));
         }
     }
@@ -292,20 +293,13 @@ impl Session {
 
     /// What the kernel has counted. Lateness without a segment sent again is slowness, and no sign of loss. Says what the
     /// path has shown since it last counted.
-    pub fn measured(&mut self, measure: Measure) -> Option<Measure> {
+    pub fn measured(&mut self, now: Instant, measure: Measure) -> Option<Measure> {
         let lost = measure.again > self.sent_again;
         self.sent_again = measure.again;
-        if let Some(late) = self.late.take().filter(|_| lost) {
-            self.lateness = Some(late);
+        if let Some((at, by)) = self.late.take().filter(|_| lost) {
+            self.lateness.note(at, by);
         }
-        self.flowing.measured(measure)
-    }
-
-    fn lateness(&self, now: Instant) -> Duration {
-        match self.lateness {
-            Some((at, by)) if now.since(at) < LATENESS_KEPT => by,
-            Some(_) | None => Duration::ZERO,
-        }
+        self.flowing.measured(now, measure)
     }
 
     /// It was suspected in vain, so often lately.
@@ -409,8 +403,15 @@ impl Session {
     /// How long silence since then is borne. A lost packet that is lost again takes twice as long, and the timer
     /// doubles each time: hence four times the worst that was seen.
     fn patience(&self, since: Instant, margin: Duration) -> Duration {
-        let measured = self.lateness(since).saturating_mul(4);
-        self.round_trip.timeout() + margin + self.extra_margin.max(measured).min(MARGIN_MAX)
+        let measured = self.lateness.worst(since).saturating_mul(4);
+        let timeout = match self.round_trip.smoothed() {
+            // What breaks a silence may meet a path that has forgotten us, and a second one is under way.
+            Some(smoothed) if since.since(self.alive()) >= LONG_SILENCE => {
+                self.round_trip.timeout().min(smoothed + VARIATION_AFTER_SILENCE)
+            }
+            Some(_) | None => self.round_trip.timeout(),
+        };
+        timeout + margin + self.extra_margin.max(measured).min(MARGIN_MAX)
     }
 
     fn limit(&self, index: usize) -> Duration {
@@ -431,7 +432,19 @@ mod tests {
         let name = Name::new("eth0").unwrap_or_else(|_| unreachable!());
         let uplink = Uplink::of(Class::Ethernet);
         let keep_alive = Duration::from_secs(30);
-        Session::open(Instant::default(), Attempt(1), name, 0, Version::V5, true, 100, keep_alive, &uplink, 0, None)
+        Session::open(
+            Instant::default(),
+            Attempt(1),
+            name,
+            0,
+            Version::V5,
+            true,
+            100,
+            keep_alive,
+            &uplink,
+            0,
+            Lateness::default(),
+        )
     }
 
     #[test]
@@ -482,7 +495,7 @@ mod tests {
         session.acked(at(60_000), ms(320));
         session.heard(at(60_000));
         assert!(session.is_curious(at(60_000), false));
-        session.measured(Measure { sent: 60, again: 1, ..Measure::default() });
+        session.measured(at(60_000), Measure { sent: 60, again: 1, ..Measure::default() });
         let guilty = |s: &Session, sent: u64| {
             (0..6_000).find(|n| s.silence(at(sent + n), Some(at(sent))) == Silence::Guilty).unwrap_or(6_000)
         };
@@ -498,8 +511,8 @@ mod tests {
         (0..50).for_each(|_| session.round_trip.sample(ms(20)));
         session.acked(at(60_000), ms(320));
         session.heard(at(60_000));
-        session.measured(Measure { sent: 60, again: 0, ..Measure::default() });
-        assert_eq!(session.lateness, None);
+        session.measured(at(60_000), Measure { sent: 60, again: 0, ..Measure::default() });
+        assert_eq!(session.lateness.worst(at(60_000)), ms(0));
     }
 
     #[test]

@@ -22,9 +22,8 @@ use crate::time::Instant;
 
 /// Spares opened on suspicion over metered interfaces, at most per hour: each costs a handshake.
 const METERED_RESCUES: u32 = 12;
-/// A message is raced after so much silence, or when its answer is late, over an interface whose dial would not fit between suspicion and move: two
+/// A message is raced over an interface whose dial would not fit between suspicion and move: two
 /// of these round trips are as long. At most so many an hour: each costs a handshake (R-FX-14: 3 kB each, 6 MB a month).
-pub const RACE_SILENCE: Duration = Duration::from_secs(3);
 const RACE_ROUND_TRIP: Duration = Duration::from_millis(90);
 const RACES: u32 = 60;
 const METERED_RACES: u32 = 3;
@@ -43,7 +42,7 @@ impl Failover {
         }
         // What works and is of no use is left as what does not work.
         let (silence, reason) = match serving.session.silence(now, g.flow.oldest_sent) {
-            _ if serving.is_browning_out(g) => (Silence::Guilty, Reason::Loss),
+            _ if serving.session.flowing.is_browning_out(now) => (Silence::Guilty, Reason::Loss),
             silence => (silence, Reason::AcknowledgementLimit),
         };
         match silence {
@@ -132,7 +131,7 @@ impl Failover {
     /// closed when the answer comes.
     pub fn race(&mut self, g: &mut Ground, serving: &mut Serving) {
         let now = g.turn.now;
-        if serving.session.risky_from(g.flow.oldest_sent, RACE_SILENCE).is_none_or(|from| now < from) {
+        if serving.session.risky_from(g.flow.oldest_sent).is_none_or(|from| now < from) {
             if core::mem::take(&mut serving.raced) {
                 self.close_rescue(g, serving);
             }
