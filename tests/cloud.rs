@@ -489,6 +489,27 @@ async fn a_parked_connection_says_nothing_and_its_end_is_noticed() {
 }
 
 #[tokio::test]
+async fn a_parked_connection_keeps_tickets_and_is_kept_alive_as_configured() {
+    let broker = Broker::tls("");
+    let mut config = config(broker.port);
+    config.cloud.servers[0].tls = true;
+    config.cloud.ca_file = Some(Papers::get().path("ca.pem"));
+    let mut rig = Rig::new(config);
+    for resumed in [false, true] {
+        let attempt = rig.dial();
+        rig.until(|event| matches!(event, Event::Dialled { attempt: a, .. } if *a == attempt)).await;
+        let live = rig.cloud.live(attempt).unwrap();
+        let options = live.options;
+        assert_eq!(live.resumed, resumed);
+        assert_eq!((options.keepalive_idle, options.keepalive_count), (Duration::from_secs(55), 3));
+        assert!(!options.user_timeout.is_zero());
+        // The server's tickets come right after the handshake.
+        sleep(SHORT).await;
+        rig.cloud.hang_up(attempt, Goodbye::Abort);
+    }
+}
+
+#[tokio::test]
 async fn a_connection_that_only_proved_the_path_is_counted_with_its_bytes() {
     let broker = Broker::tls("");
     let mut config = config(broker.port);
