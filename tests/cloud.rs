@@ -116,6 +116,32 @@ async fn a_client_certificate_is_shown_and_the_next_handshake_is_shorter() {
     assert_eq!(rig.end().await, (Reason::Authentication, true));
 }
 
+/// Prints what a reconnect costs, from the first byte to the session in order, without TCP's and IP's own.
+#[tokio::test]
+async fn a_resumed_reconnect_costs_less() {
+    let broker = Broker::tls("require_certificate true\nuse_identity_as_username true");
+    let papers = Papers::get();
+    let mut config = config(broker.port);
+    config.cloud.servers[0].tls = true;
+    config.cloud.ca_file = Some(papers.path("ca.pem"));
+    config.cloud.cert_file = Some(papers.path("client.pem"));
+    config.cloud.key_file = Some(papers.path("client.key"));
+    for base in ["switchback/gw", ""] {
+        config.cloud.base = base.into();
+        let mut rig = Rig::new(config.clone());
+        let mut costs = Vec::new();
+        for _ in 0..3 {
+            let (attempt, _) = rig.open(Version::V5).await;
+            let live = rig.cloud.live(attempt).unwrap();
+            costs.push(live.bytes_sent + live.bytes_received);
+            rig.cloud.hang_up(attempt, Goodbye::Moving);
+            rig.cloud.finished().await;
+        }
+        println!("reconnect below \"{base}\", bytes: full {}, resumed {}, {}", costs[0], costs[1], costs[2]);
+        assert!(costs[1].max(costs[2]) < costs[0] * 7 / 10, "{costs:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_wrong_authority_is_named_and_a_changed_file_is_taken_without_a_restart() {
     let broker = Broker::tls("");
@@ -486,6 +512,27 @@ async fn a_parked_connection_says_nothing_and_its_end_is_noticed() {
     rig.cloud.hang_up(attempt, Goodbye::Abort);
     assert!(server.read_u8().await.is_err());
     assert!(rig.events.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_parked_connection_keeps_tickets_and_is_kept_alive_as_configured() {
+    let broker = Broker::tls("");
+    let mut config = config(broker.port);
+    config.cloud.servers[0].tls = true;
+    config.cloud.ca_file = Some(Papers::get().path("ca.pem"));
+    let mut rig = Rig::new(config);
+    for resumed in [false, true] {
+        let attempt = rig.dial();
+        rig.until(|event| matches!(event, Event::Dialled { attempt: a, .. } if *a == attempt)).await;
+        let live = rig.cloud.live(attempt).unwrap();
+        let options = live.options;
+        assert_eq!(live.resumed, resumed);
+        assert_eq!((options.keepalive_idle, options.keepalive_count), (Duration::from_secs(55), 3));
+        assert!(!options.user_timeout.is_zero());
+        // The server's tickets come right after the handshake.
+        sleep(SHORT).await;
+        rig.cloud.hang_up(attempt, Goodbye::Abort);
+    }
 }
 
 #[tokio::test]

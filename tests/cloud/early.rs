@@ -325,6 +325,10 @@ async fn two_hundred_moves_under_load_lose_and_repeat_nothing() {
     const WAITING: u64 = 5;
     let door = free_port();
     let broker = Broker::tls(&format!("max_queued_messages 0\nset_tcp_nodelay true\nlistener {door} 127.0.0.1"));
+    // The broker opens its doors one after the other, and was waited for at the first.
+    while TcpStream::connect(("127.0.0.1", door)).await.is_err() {
+        sleep(Duration::from_millis(10)).await;
+    }
     let mut watcher = Watcher::on(door, "t").await;
     let mut config = plain(broker.port);
     config.cloud.servers[0].tls = true;
