@@ -190,6 +190,8 @@ pub struct Conn {
     /// Published and not acknowledged, as the cloud sees it, and how many the cloud said it takes.
     owing: BTreeSet<u64>,
     window: u16,
+    /// The cloud has said yes to its CONNECT.
+    introduced: bool,
     /// As the adapter sees it: what waits for an answer since when, and when anything last came.
     asked: BTreeMap<u64, u64>,
     last_down: u64,
@@ -282,6 +284,7 @@ impl World {
             last_up: self.now,
             owing: BTreeSet::new(),
             window: 65535,
+            introduced: false,
             asked: BTreeMap::new(),
             last_down: self.now,
         };
@@ -592,6 +595,9 @@ impl World {
             Up::Connect(version, keep_alive) => self.serve_connect(id, version, keep_alive),
             Up::Subscribe => self.put_down(id, Down::Subscribed),
             Up::Ping => self.put_down(id, Down::Pong),
+            Up::Publish(_) if !self.conns.get(&id).is_some_and(|c| c.introduced) => {
+                self.broken("a message before CONNECT");
+            }
             Up::Publish(seq) => {
                 *self.broker.received.entry(seq).or_insert(0) += 1;
                 self.oracle.owed.remove(&seq);
@@ -641,6 +647,7 @@ impl World {
         self.broker.session = true;
         let window = if version == Version::V5 { self.broker.window } else { 65535 };
         if let Some(conn) = self.conns.get_mut(&id) {
+            conn.introduced = true;
             conn.keep_alive = keep_alive;
             conn.window = window;
         }

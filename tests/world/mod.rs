@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use switchback_control::status::State;
-use switchback_control::{Action, Control, Event, Failback, Instant, Mode, Name, Notice, Saved, Unreleased};
+use switchback_control::{Action, Attempt, Control, Event, Failback, Instant, Mode, Name, Notice, Saved, Unreleased};
 
 use crate::story::{self, Heading};
 
@@ -164,6 +164,8 @@ pub struct World {
     busy_until: u64,
     performed: u64,
     dialled: u64,
+    /// The latest CONNECT, and when the adapter gets round to it.
+    connects: (Attempt, u64),
     told: [u64; 5],
     saved: Saved,
     last_attempt: u64,
@@ -202,6 +204,7 @@ impl World {
             busy_until: 0,
             performed: 0,
             dialled: 0,
+            connects: (Attempt(0), 0),
             told: [0; 5],
             saved: Saved::default(),
             last_attempt: 0,
@@ -439,9 +442,18 @@ impl World {
                 self.saved = saved;
                 continue;
             }
-            let dials = matches!(action, Action::Dial { .. } | Action::Connect { .. } | Action::HangUp { .. });
-            let at = if dials { self.dialled } else { self.performed };
-            if at <= self.now {
+            let at = match action {
+                Action::Dial { .. } | Action::HangUp { .. } => self.dialled,
+                Action::Connect { attempt, .. } => {
+                    self.connects = (attempt, self.dialled);
+                    self.dialled
+                }
+                // Never before the CONNECT that it goes behind.
+                Action::Transmit { attempt, .. } if attempt == self.connects.0 => self.performed.max(self.connects.1),
+                _ => self.performed,
+            };
+            let behind = matches!(action, Action::Transmit { .. }) && at == self.connects.1;
+            if at <= self.now && !behind {
                 self.perform(action);
             } else {
                 let life = self.life;
