@@ -70,6 +70,8 @@ pub struct Path {
     /// Lost packets of a thousand on the way up and on the way down.
     pub loss: [u64; 2],
     base: u64,
+    /// When a tenth of the packets or more were last lost on the way up or on the way down.
+    pub lossy_at: u64,
     /// Since when nothing has been wrong with it.
     pub healthy_since: u64,
     pub faults: u64,
@@ -86,7 +88,7 @@ impl Path {
     }
 
     pub fn of(base: u64) -> Path {
-        Path { mode: Mode::Up, rtt: base, jitter: base / 10, loss: [0; 2], base, healthy_since: 0, faults: 0 }
+        Path { mode: Mode::Up, rtt: base, jitter: base / 10, loss: [0; 2], base, lossy_at: 0, healthy_since: 0, faults: 0 }
     }
 
     pub fn heal(&mut self, now: u64) {
@@ -430,9 +432,10 @@ impl World {
     /// Whether a packet gets through now.
     fn passes(&mut self, id: u64, up: bool) -> bool {
         let Some(conn) = self.conns.get(&id) else { return false };
-        let (net, epoch) = (conn.net, conn.epoch);
+        let (at, epoch) = (conn.net, conn.epoch);
         let dns = conn.up.queue.front() == Some(&Up::Dns) || conn.down.queue.front() == Some(&Down::Name);
-        let net = &self.nets[net];
+        let net = &self.nets[at];
+        let (now, bad) = (self.now, net.path.worst() >= 100);
         let open = match net.path.mode {
             Mode::Up => true,
             Mode::Silent => false,
@@ -443,7 +446,11 @@ impl World {
         };
         let loss = net.path.loss[usize::from(!up)];
         let host = self.broker.host || dns;
-        net.usable() && net.epoch == epoch && open && host && !self.dice.chance(loss)
+        let passes = net.usable() && net.epoch == epoch && open && host;
+        if bad {
+            self.nets[at].path.lossy_at = now;
+        }
+        passes && !self.dice.chance(loss)
     }
 
     fn one_way(&mut self, id: u64) -> u64 {

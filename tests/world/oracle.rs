@@ -105,6 +105,8 @@ const DIALS_IN_TEN_SECONDS: usize = 80;
 const METERED_SPARES_AN_HOUR: usize = 40;
 /// Deadlines served in any second, at most: more is a heart that spins.
 const DEADLINES_A_SECOND: usize = 60;
+/// Loss on a path counts as a reason to leave it for so long after it ended: what is known of it is smoothed.
+const LOSS_REMEMBERED: u64 = 60_000;
 /// The longest wait for a server is shorter, and a dial through a dead interface.
 const WAITS_ARE_OVER: u64 = 140_000;
 const DIAL_IS_OVER: u64 = 25_000;
@@ -417,7 +419,9 @@ impl World {
         if dead || moving || not_needed {
             return None;
         }
-        if now < self.oracle.last_inbound + 500 {
+        // A path that loses too much to be of use may be left although it answers now and then.
+        let lossy = net.is_some_and(|n| now < self.nets[n].path.lossy_at + LOSS_REMEMBERED);
+        if now < self.oracle.last_inbound + 500 && !lossy {
             return Some(format!("dropped #{lost}, which answered {} ms ago", now - self.oracle.last_inbound));
         }
         if self.plan.profile == Profile::Lossy {
