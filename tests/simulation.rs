@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use world::plan::Plan;
+use world::plan::{Plan, Rate};
 use world::{Summary, World};
 
 /// Rough hours of one seed; a little more than one calm hour follows.
@@ -126,6 +126,75 @@ fn thousands_of_rough_hours_break_nothing() {
     assert!(total.faults as f64 >= 20.0 * total.hours, "a world too gentle to prove anything");
 }
 
+/// So many hours with one lossy path; what was counted in them.
+fn rate(seeds: u64, hours: u64, rate: Rate) -> Summary {
+    let next = AtomicU64::new(FIRST_SEED);
+    let total = Mutex::new(Summary::default());
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, |n| n.get()) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= FIRST_SEED + seeds {
+                        return;
+                    }
+                    let mut world = World::new(Plan::rate(seed, hours, rate), false);
+                    total.lock().expect("not poisoned").add(&world.run_rough());
+                }
+            });
+        }
+    });
+    total.into_inner().expect("not poisoned")
+}
+
+#[test]
+fn the_world_loses_as_a_kernel_does() {
+    for (rtt, loss) in [(20, [20, 20]), (20, [50, 50]), (100, [50, 50]), (20, [200, 200]), (20, [500, 0]), (20, [0, 500]), (20, [500, 500])] {
+        let found = rate(12, 1, Rate { rtt, loss, alternative: false, dies: None });
+        let mut silences = found.silences;
+        silences.sort_unstable();
+        let at = |p: f64| silences[((silences.len() as f64 * p) as usize).min(silences.len() - 1)];
+        println!("{rtt} ms {loss:?}: {} silences, {:?}, dropped {}", silences.len(), [0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999].map(at), found.dropped.len());
+        let over = |ms: u32| silences.iter().filter(|s| **s > ms).count() as f64 / silences.len() as f64 * 1e4;
+        println!("   over, of 10,000: {:.1?}", [200, 300, 500, 700, 1000, 1500, 2000, 3000, 5000, 8000].map(over));
+    }
+}
+
+#[test]
+fn false_moves() {
+    let days = number("SWITCHBACK_SIM_DAYS").unwrap_or(2);
+    for loss in [20, 50, 200] {
+        let found = rate(days, 24, Rate { rtt: 20, loss: [loss, loss], alternative: true, dies: None });
+        println!("{loss} per mille: {} left, {} dropped in {} h, {} dials", found.left.len(), found.dropped.len(), found.hours, found.dials);
+    }
+}
+
+#[test]
+fn detection() {
+    for loss in [0, 5, 20, 50] {
+        let mut all = Vec::new();
+        for seed in 1..=400 {
+            let dies = 1_260_000 + seed * 37 % 1000;
+            let plan = Plan::rate(seed, 1, Rate { rtt: 20, loss: [loss, loss], alternative: true, dies: Some(dies) });
+            let mut world = World::new(plan, false);
+            let found = world.run_rough();
+            all.extend(found.left.iter().find(|at| **at >= dies).map(|at| at - dies));
+        }
+        all.sort_unstable();
+        println!("dead after {loss} per mille: {} left after {:?}", all.len(), [0.1, 0.5, 0.9, 0.99].map(|p| all[(all.len() as f64 * p) as usize]));
+    }
+    for loss in [[500, 500], [500, 0], [0, 500], [300, 300]] {
+        let mut all = Vec::new();
+        for seed in 1..=400 {
+            let plan = Plan::rate(seed, 1, Rate { rtt: 20, loss, alternative: true, dies: None });
+            let mut world = World::new(plan, false);
+            all.push(world.run_rough().left.first().map_or(3_600_000, |at| at - 61_000));
+        }
+        all.sort_unstable();
+        println!("brown-out {loss:?}: left after {:?}", [0.1, 0.5, 0.9, 0.99].map(|p| all[(all.len() as f64 * p) as usize]));
+    }
+}
+
 impl Summary {
     fn add(&mut self, other: &Summary) {
         self.hours += other.hours;
@@ -138,5 +207,8 @@ impl Summary {
         self.again += other.again;
         self.refused += other.refused;
         self.moves += other.moves;
+        self.left.extend(&other.left);
+        self.dropped.extend(&other.dropped);
+        self.silences.extend(&other.silences);
     }
 }

@@ -1,16 +1,17 @@
 //! Paths, connections and the cloud behind them.
 //!
-//! A connection has two lanes of packets. A packet that the path does not let through is sent again as TCP would: a
-//! tail probe first, then timeouts that double; behind it everything waits, in order. The cloud acknowledges what
-//! it has, takes a session over when a second connection comes with the same identity, can be killed, frozen,
-//! cut off, slow, strict, and of another age.
+//! A connection has two lanes of packets. A packet that the path does not let through is sent again as Linux does: a
+//! tail probe after one timeout, then timeouts that double from there; behind it everything waits, in order. The times
+//! were compared with a real kernel and a real broker on a lossy wire (`tests/README` of the lab tells how) and are as
+//! rough or rougher. The cloud acknowledges what it has, takes a session over when a second connection comes with the
+//! same identity, can be killed, frozen, cut off, slow, strict, and of another age.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use switchback_control::{Attempt, Class, Event, Goodbye, Measure, Name, Reason, Seq, Step, Version};
 
-use super::plan::Plan;
+use super::plan::{Plan, Profile};
 use super::{Dice, Source, What, World};
 
 /// What goes up.
@@ -66,9 +67,11 @@ pub struct Path {
     pub mode: Mode,
     pub rtt: u64,
     pub jitter: u64,
-    /// Lost packets of a thousand, each way.
-    pub loss: u64,
+    /// Lost packets of a thousand on the way up and on the way down.
+    pub loss: [u64; 2],
     base: u64,
+    /// When a tenth of the packets or more were last lost on the way up or on the way down.
+    pub lossy_at: u64,
     /// Since when nothing has been wrong with it.
     pub healthy_since: u64,
     pub faults: u64,
@@ -81,18 +84,27 @@ impl Path {
             Class::Wifi => dice.between(5, 80),
             Class::Cell => dice.between(40, 250),
         };
-        Path { mode: Mode::Up, rtt: base, jitter: base / 10, loss: 0, base, healthy_since: 0, faults: 0 }
+        Path::of(base)
+    }
+
+    pub fn of(base: u64) -> Path {
+        Path { mode: Mode::Up, rtt: base, jitter: base / 10, loss: [0; 2], base, lossy_at: 0, healthy_since: 0, faults: 0 }
     }
 
     pub fn heal(&mut self, now: u64) {
-        let well = self.mode == Mode::Up && self.loss == 0 && self.rtt == self.base;
+        let well = self.mode == Mode::Up && self.worst() == 0 && self.rtt == self.base;
         self.mode = Mode::Up;
-        self.loss = 0;
+        self.loss = [0; 2];
         self.rtt = self.base;
         self.jitter = self.base / 10;
         if !well {
             self.healthy_since = now;
         }
+    }
+
+    /// The loss of the worse way.
+    pub fn worst(&self) -> u64 {
+        self.loss[0].max(self.loss[1])
     }
 
     pub fn slow(&mut self, factor: u64) {
@@ -116,11 +128,49 @@ struct Lane<T> {
     waiting: bool,
     stuck_since: u64,
     arrives: u64,
+    /// This try's timeout, before it doubles.
+    timeout: u64,
+    doublings: i32,
+    /// Segments sent, and those of them that had been sent before: what `TCP_INFO` counts.
+    sent: u32,
+    again: u32,
 }
 
 impl<T> Default for Lane<T> {
     fn default() -> Lane<T> {
-        Lane { queue: VecDeque::new(), tries: 0, waiting: false, stuck_since: 0, arrives: 0 }
+        let queue = VecDeque::new();
+        Lane { queue, tries: 0, waiting: false, stuck_since: 0, arrives: 0, timeout: 0, doublings: 0, sent: 0, again: 0 }
+    }
+}
+
+/// Small packets that one segment carries once they have had to wait.
+const SEGMENT: usize = 8;
+/// Linux' shortest and longest retransmission timeout, and what delayed acknowledgements add to the cloud's.
+const RTO_MIN: u64 = 204;
+const RTO_MAX: u64 = 120_000;
+const DELAYED_ACK: u64 = 20;
+/// So many of a thousand losses are answered by a tail probe before timeouts begin to double.
+const TAIL_PROBES: u64 = 750;
+
+impl<T> Lane<T> {
+    /// A segment goes out, or out again.
+    fn counts(&mut self) {
+        self.sent += 1;
+        self.again += u32::from(self.tries > 0);
+    }
+
+    /// It did not get through: how long until the next try. `base` is the timeout of a connection that knows the path.
+    fn fails(&mut self, base: u64, probe: bool) -> u64 {
+        self.waiting = true;
+        if self.tries == 0 {
+            self.timeout = base;
+            // The first timer is the tail probe's, which does not count as a timeout.
+            self.doublings = if probe { -1 } else { 0 };
+        }
+        let wait = self.timeout << self.doublings.clamp(0, 12);
+        self.tries += 1;
+        self.doublings += 1;
+        wait.min(RTO_MAX)
     }
 }
 
@@ -142,6 +192,11 @@ pub struct Conn {
     /// Published and not acknowledged, as the cloud sees it, and how many the cloud said it takes.
     owing: BTreeSet<u64>,
     window: u16,
+    /// The cloud has said yes to its CONNECT.
+    introduced: bool,
+    /// As the adapter sees it: what waits for an answer since when, and when anything last came.
+    asked: BTreeMap<u64, u64>,
+    last_down: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -174,7 +229,17 @@ pub struct Broker {
 }
 
 impl Broker {
-    pub fn new(_plan: &Plan, dice: &mut Dice) -> Broker {
+    pub fn new(plan: &Plan, dice: &mut Dice) -> Broker {
+        let broker = Broker::drawn(dice);
+        match plan.profile {
+            Profile::Rate(_) => {
+                Broker { only_v311: false, curt: false, window: 65535, keeps_sessions: true, rejects: 0, ..broker }
+            }
+            _ => broker,
+        }
+    }
+
+    fn drawn(dice: &mut Dice) -> Broker {
         Broker {
             up: true,
             frozen: false,
@@ -221,6 +286,9 @@ impl World {
             last_up: self.now,
             owing: BTreeSet::new(),
             window: 65535,
+            introduced: false,
+            asked: BTreeMap::new(),
+            last_down: self.now,
         };
         self.conns.insert(attempt.0, conn);
         // Servers after the first have their address as a literal.
@@ -298,10 +366,46 @@ impl World {
         }
     }
 
+    pub fn measure(&mut self, attempt: Attempt) {
+        if self.conns.get(&attempt.0).is_some_and(|c| c.local) {
+            let measure = self.measured(attempt.0);
+            let delay = self.dice.between(0, 5);
+            self.tell(Source::Cloud, delay, Event::Measured { attempt, measure });
+        }
+    }
+
+    /// What our kernel has counted. Loss makes its round trip look longer than it is.
+    fn measured(&mut self, id: u64) -> Measure {
+        let Some(conn) = self.conns.get(&id).filter(|_| self.plan.kernel_tells) else { return Measure::default() };
+        let (sent, again, path) = (conn.up.sent, conn.up.again, &self.nets[conn.net].path);
+        let (rtt, most) = (path.rtt, path.jitter + path.worst() * path.worst() / 500);
+        let round_trip = Duration::from_millis(rtt + self.dice.between(0, most));
+        Measure { round_trip, sent, again }
+    }
+
     /// The adapter sends; nothing is sent on a connection that it no longer has.
     pub fn send(&mut self, id: u64, packet: Up) {
-        if self.conns.get(&id).is_some_and(|c| c.local) {
+        let now = self.now;
+        if let Some(conn) = self.conns.get_mut(&id).filter(|c| c.local) {
+            if let Up::Publish(seq) = packet {
+                conn.asked.insert(seq, now);
+            }
             self.put(id, packet);
+        }
+    }
+
+    /// Something came in: how long had it been silent while an answer was owed?
+    fn broke_silence(&mut self, id: u64, packet: &Down) {
+        let now = self.now;
+        let counts = matches!(self.plan.profile, Profile::Rate(_)) && !self.calm;
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let oldest = conn.asked.values().min().copied();
+        if let Some(oldest) = oldest.filter(|_| counts && now > conn.last_down && self.nets[conn.net].path.worst() > 0) {
+            self.summary.silences.push((now - oldest.max(conn.last_down)) as u32);
+        }
+        conn.last_down = now;
+        if let Down::Acked(seq) | Down::Rejected(seq) = packet {
+            conn.asked.remove(seq);
         }
     }
 
@@ -328,9 +432,10 @@ impl World {
     /// Whether a packet gets through now.
     fn passes(&mut self, id: u64, up: bool) -> bool {
         let Some(conn) = self.conns.get(&id) else { return false };
-        let (net, epoch) = (conn.net, conn.epoch);
+        let (at, epoch) = (conn.net, conn.epoch);
         let dns = conn.up.queue.front() == Some(&Up::Dns) || conn.down.queue.front() == Some(&Down::Name);
-        let net = &self.nets[net];
+        let net = &self.nets[at];
+        let (now, bad) = (self.now, net.path.worst() >= 100);
         let open = match net.path.mode {
             Mode::Up => true,
             Mode::Silent => false,
@@ -339,9 +444,13 @@ impl World {
             Mode::Refused | Mode::Portal => up,
             Mode::NoNames => !dns,
         };
-        let loss = net.path.loss;
+        let loss = net.path.loss[usize::from(!up)];
         let host = self.broker.host || dns;
-        net.usable() && net.epoch == epoch && open && host && !self.dice.chance(loss)
+        let passes = net.usable() && net.epoch == epoch && open && host;
+        if bad {
+            self.nets[at].path.lossy_at = now;
+        }
+        passes && !self.dice.chance(loss)
     }
 
     fn one_way(&mut self, id: u64) -> u64 {
@@ -351,77 +460,70 @@ impl World {
         rtt / 2 + self.dice.between(0, jitter / 2)
     }
 
-    /// When TCP sends again what was lost: a tail probe, then timeouts that double.
-    fn again_after(&self, id: u64, tries: u32, syn: bool) -> u64 {
-        let rtt = self.conns.get(&id).map_or(100, |c| self.nets[c.net].path.rtt);
-        if syn {
-            return (1000u64 << tries.min(6)).min(60_000);
+    /// The retransmission timeout of a connection: 200 ms beyond the round trip, and more where loss makes the samples
+    /// vary (measured: half the first retries come after 300 ms at 20 % loss).
+    fn timeout(&mut self, id: u64, up: bool, first: bool) -> u64 {
+        if first {
+            return 1000;
         }
-        match tries {
-            0 => 2 * rtt + 2,
-            n => ((200 + rtt) << (n - 1).min(8)).min(30_000),
-        }
+        let (rtt, loss) = self.conns.get(&id).map_or((100, 0), |c| {
+            let path = &self.nets[c.net].path;
+            (path.rtt, path.worst())
+        });
+        RTO_MIN + rtt + if up { 0 } else { DELAYED_ACK } + self.dice.between(0, loss * (100 + rtt) / 100)
     }
 
     fn try_up(&mut self, id: u64) {
-        let Some(conn) = self.conns.get(&id) else { return };
-        let Some(first) = conn.up.queue.front().cloned() else { return };
-        let syn = matches!(first, Up::Syn | Up::Dns);
-        if self.passes(id, true) {
+        while let Some(first) = self.conns.get(&id).and_then(|c| c.up.queue.front().cloned()) {
+            let passes = self.passes(id, true);
             let delay = self.one_way(id);
+            let base = self.timeout(id, true, matches!(first, Up::Syn | Up::Dns));
+            let probe = self.dice.chance(TAIL_PROBES);
             let now = self.now;
             let Some(conn) = self.conns.get_mut(&id) else { return };
-            conn.up.tries = 0;
-            conn.up.waiting = false;
-            let at = conn.up.arrives.max(now + delay);
-            conn.up.arrives = at;
-            let packets: Vec<Up> = conn.up.queue.drain(..).collect();
-            for packet in packets {
-                self.at(at, What::ArriveUp(id, packet));
+            let lane = &mut conn.up;
+            lane.counts();
+            if passes {
+                lane.tries = 0;
+                lane.arrives = lane.arrives.max(now + delay);
+                let at = lane.arrives;
+                let packets: Vec<Up> = lane.queue.drain(..lane.queue.len().min(SEGMENT)).collect();
+                packets.into_iter().for_each(|packet| self.at(at, What::ArriveUp(id, packet)));
+            } else if first == Up::Reset {
+                // A reset is sent once.
+                lane.queue.clear();
+                return self.forget(id);
+            } else {
+                let delay = lane.fails(base, probe);
+                return self.after(delay, What::Retry(id, true));
             }
-            return;
         }
-        if first == Up::Reset {
-            // A reset is sent once.
-            if let Some(conn) = self.conns.get_mut(&id) {
-                conn.up.queue.clear();
-            }
-            self.forget(id);
-            return;
-        }
-        let tries = self.conns.get(&id).map_or(0, |c| c.up.tries);
-        let delay = self.again_after(id, tries, syn);
-        if let Some(conn) = self.conns.get_mut(&id) {
-            conn.up.tries += 1;
-            conn.up.waiting = true;
-        }
-        self.after(delay, What::Retry(id, true));
     }
 
     fn try_down(&mut self, id: u64) {
-        let Some(conn) = self.conns.get(&id) else { return };
-        let Some(first) = conn.down.queue.front().cloned() else { return };
-        if self.passes(id, false) {
+        while let Some(first) = self.conns.get(&id).and_then(|c| c.down.queue.front().cloned()) {
+            let passes = self.passes(id, false);
             let delay = self.one_way(id);
+            let base = self.timeout(id, false, matches!(first, Down::SynAck | Down::Name));
+            let probe = self.dice.chance(TAIL_PROBES);
+            let resent = self.dice.chance(700);
             let now = self.now;
             let Some(conn) = self.conns.get_mut(&id) else { return };
-            conn.down.tries = 0;
-            conn.down.waiting = false;
-            let at = conn.down.arrives.max(now + delay);
-            conn.down.arrives = at;
-            let packets: Vec<Down> = conn.down.queue.drain(..).collect();
-            for packet in packets {
-                self.at(at, What::ArriveDown(id, packet));
+            let lane = &mut conn.down;
+            if passes {
+                lane.tries = 0;
+                lane.arrives = lane.arrives.max(now + delay);
+                let at = lane.arrives;
+                let packets: Vec<Down> = lane.queue.drain(..lane.queue.len().min(SEGMENT)).collect();
+                packets.into_iter().for_each(|packet| self.at(at, What::ArriveDown(id, packet)));
+            } else {
+                let delay = lane.fails(base, probe);
+                // With it an acknowledgement was lost: most of the time our kernel sends again what had arrived.
+                conn.up.sent += u32::from(resent);
+                conn.up.again += u32::from(resent);
+                return self.after(delay, What::Retry(id, false));
             }
-            return;
         }
-        let tries = self.conns.get(&id).map_or(0, |c| c.down.tries);
-        let delay = self.again_after(id, tries, matches!(first, Down::SynAck | Down::Name));
-        if let Some(conn) = self.conns.get_mut(&id) {
-            conn.down.tries += 1;
-            conn.down.waiting = true;
-        }
-        self.after(delay, What::Retry(id, false));
     }
 
     pub fn retry(&mut self, id: u64, up: bool) {
@@ -500,6 +602,9 @@ impl World {
             Up::Connect(version, keep_alive) => self.serve_connect(id, version, keep_alive),
             Up::Subscribe => self.put_down(id, Down::Subscribed),
             Up::Ping => self.put_down(id, Down::Pong),
+            Up::Publish(_) if !self.conns.get(&id).is_some_and(|c| c.introduced) => {
+                self.broken("a message before CONNECT");
+            }
             Up::Publish(seq) => {
                 *self.broker.received.entry(seq).or_insert(0) += 1;
                 self.oracle.owed.remove(&seq);
@@ -549,6 +654,7 @@ impl World {
         self.broker.session = true;
         let window = if version == Version::V5 { self.broker.window } else { 65535 };
         if let Some(conn) = self.conns.get_mut(&id) {
+            conn.introduced = true;
             conn.keep_alive = keep_alive;
             conn.window = window;
         }
@@ -582,6 +688,7 @@ impl World {
         if !same {
             return;
         }
+        self.broke_silence(id, &packet);
         match packet {
             Down::Name => {
                 self.tell(Source::Cloud, 0, Event::DialProgressed { attempt, step: Step::Connecting });
@@ -595,7 +702,8 @@ impl World {
                 if let Some(conn) = self.conns.get_mut(&id) {
                     conn.phase = Phase::Dialled;
                 }
-                self.tell(Source::Cloud, 0, Event::Dialled { attempt, measure: Measure::default() });
+                let measure = self.measured(id);
+                self.tell(Source::Cloud, 0, Event::Dialled { attempt, measure });
             }
             Down::Welcome { present, window } => {
                 if let Some(conn) = self.conns.get_mut(&id) {

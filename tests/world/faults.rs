@@ -8,7 +8,7 @@ use switchback_control::{Class, Reason};
 use super::cloud::{self, Mode};
 use super::network;
 use super::people;
-use super::plan::Profile;
+use super::plan::{Profile, Rate};
 use super::{What, World};
 
 #[derive(Clone, Copy, Debug)]
@@ -109,9 +109,12 @@ impl World {
             let loss = *self.dice.pick(&[10, 20, 50, 50]);
             self.oracle.false_moves_allowed = if loss > 20 { 6 } else { 2 };
             for net in &mut self.nets {
-                net.path.loss = loss;
+                net.path.loss = [loss; 2];
                 net.path.healthy_since = u64::MAX;
             }
+        }
+        if let Profile::Rate(_) = self.plan.profile {
+            return self.after(60_000, What::Fault);
         }
         self.next_fault();
     }
@@ -128,6 +131,9 @@ impl World {
         if self.calm {
             return;
         }
+        if let Profile::Rate(rate) = self.plan.profile {
+            return self.only_loss(rate);
+        }
         self.next_fault();
         let kinds = match self.plan.profile {
             Profile::Mixed => MIXED,
@@ -135,13 +141,27 @@ impl World {
             Profile::Paths => PATHS,
             Profile::Flapping => FLAPPING,
             Profile::Store => STORE,
-            Profile::Lossy => LOSSY,
+            Profile::Lossy | Profile::Rate(_) => LOSSY,
         };
         let fault = *self.dice.pick(kinds);
         let net = self.dice.between(0, self.nets.len() as u64 - 1) as usize;
         self.note(|w| format!("# {} fault {fault:?} {}", super::stamp(w.now), w.nets[net].device));
         self.summary.faults += 1;
         self.strike(fault, net);
+    }
+
+    /// The one path of a `Profile::Rate` begins to lose packets; later, perhaps, all of them.
+    fn only_loss(&mut self, rate: Rate) {
+        let now = self.now;
+        let path = &mut self.nets[0].path;
+        path.healthy_since = u64::MAX;
+        path.loss = rate.loss;
+        match rate.dies {
+            Some(at) if now < at => self.after(at - now, What::Fault),
+            Some(_) => path.mode = Mode::Silent,
+            None => {}
+        }
+        self.note(|w| format!("# {} {:?}", super::stamp(w.now), w.nets[0].path));
     }
 
     fn strike(&mut self, fault: Fault, net: usize) {
@@ -166,7 +186,8 @@ impl World {
             Portal => self.path(net, Mode::Portal),
             Names => self.path(net, Mode::NoNames),
             Lossy => {
-                self.nets[net].path.loss = *self.dice.pick(&[5, 20, 50, 100, 300]);
+                let loss = *self.dice.pick(&[5, 20, 50, 100, 300, 500]);
+                self.nets[net].path.loss = *self.dice.pick(&[[loss, loss], [loss, loss], [loss, 0], [0, loss]]);
                 self.touch_path(net);
             }
             Slow => {

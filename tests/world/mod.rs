@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use switchback_control::status::State;
-use switchback_control::{Action, Control, Event, Failback, Instant, Mode, Name, Notice, Saved, Unreleased};
+use switchback_control::{Action, Attempt, Control, Event, Failback, Instant, Mode, Name, Notice, Saved, Unreleased};
 
 use crate::story::{self, Heading};
 
@@ -27,7 +27,7 @@ use cloud::{Broker, Conn, Down, Up};
 use network::{Manager, Net};
 use oracle::Oracle;
 use people::People;
-use plan::Plan;
+use plan::{Plan, Profile};
 use store::Store;
 
 /// Random numbers of the world (splitmix64): other than the heart's own dice.
@@ -132,7 +132,7 @@ pub enum Source {
 }
 
 /// What a run came to.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Summary {
     pub hours: f64,
     pub steps: u64,
@@ -145,6 +145,11 @@ pub struct Summary {
     pub refused: u64,
     pub moves: u64,
     pub online_ms: u64,
+    /// Of a `Profile::Rate`: when the lossy path was left for another, when its session was lost otherwise, and every
+    /// silence while an answer was owed.
+    pub left: Vec<u64>,
+    pub dropped: Vec<u64>,
+    pub silences: Vec<u32>,
 }
 
 pub struct World {
@@ -159,6 +164,8 @@ pub struct World {
     busy_until: u64,
     performed: u64,
     dialled: u64,
+    /// The latest CONNECT, and when the adapter gets round to it.
+    connects: (Attempt, u64),
     told: [u64; 5],
     saved: Saved,
     last_attempt: u64,
@@ -197,6 +204,7 @@ impl World {
             busy_until: 0,
             performed: 0,
             dialled: 0,
+            connects: (Attempt(0), 0),
             told: [0; 5],
             saved: Saved::default(),
             last_attempt: 0,
@@ -232,7 +240,14 @@ impl World {
         self.run_until(1000 + rough + calm);
         self.final_account();
         self.summary.hours = (rough + calm) as f64 / 3_600_000.0;
-        self.summary
+        self.summary.clone()
+    }
+
+    /// The rough hours alone, without an account at the end: for what is only counted.
+    pub fn run_rough(&mut self) -> Summary {
+        self.run_until(1000 + self.plan.rough_ms);
+        self.summary.hours = self.plan.rough_ms as f64 / 3_600_000.0;
+        self.summary.clone()
     }
 
     pub fn after(&mut self, delay: u64, what: What) {
@@ -414,10 +429,11 @@ impl World {
             return;
         }
         // Most of the time the adapters are quick.
-        let delay = if self.dice.chance(20) { self.dice.spread(1, 30) } else { 0 };
+        let rate = matches!(self.plan.profile, Profile::Rate(_));
+        let delay = if !rate && self.dice.chance(20) { self.dice.spread(1, 30) } else { 0 };
         self.performed = self.performed.max(self.now + delay);
         // What makes and ends connections is slower now and then: then late answers come.
-        let delay = if self.dice.chance(80) { self.dice.spread(1, 6000) } else { 0 };
+        let delay = if !rate && self.dice.chance(80) { self.dice.spread(1, 6000) } else { 0 };
         self.dialled = self.dialled.max(self.performed).max(self.now + delay);
         for action in actions {
             self.count(&action);
@@ -426,9 +442,18 @@ impl World {
                 self.saved = saved;
                 continue;
             }
-            let dials = matches!(action, Action::Dial { .. } | Action::Connect { .. } | Action::HangUp { .. });
-            let at = if dials { self.dialled } else { self.performed };
-            if at <= self.now {
+            let at = match action {
+                Action::Dial { .. } | Action::HangUp { .. } => self.dialled,
+                Action::Connect { attempt, .. } => {
+                    self.connects = (attempt, self.dialled);
+                    self.dialled
+                }
+                // Never before the CONNECT that it goes behind.
+                Action::Transmit { attempt, .. } if attempt == self.connects.0 => self.performed.max(self.connects.1),
+                _ => self.performed,
+            };
+            let behind = matches!(action, Action::Transmit { .. }) && at == self.connects.1;
+            if at <= self.now && !behind {
                 self.perform(action);
             } else {
                 let life = self.life;
@@ -460,7 +485,7 @@ impl World {
             Action::Connect { attempt, version, keep_alive } => self.connect(attempt, version, keep_alive),
             Action::HangUp { attempt, goodbye } => self.hang_up(attempt, goodbye),
             Action::Ping { attempt } => self.send(attempt.0, Up::Ping),
-            Action::Measure { .. } | Action::Prefer { .. } | Action::Record(_) => {}
+            Action::Measure { attempt } => self.measure(attempt),
             Action::Drain { attempt } => self.look_at_queue(attempt),
             Action::Transmit { attempt, seq, again: _ } => self.send(attempt.0, Up::Publish(seq.0)),
             Action::Append { seq } => self.append(seq.0),
@@ -474,6 +499,8 @@ impl World {
             | Action::Refuse { .. }
             | Action::SetAside { .. }
             | Action::Answer { .. }
+            | Action::Prefer { .. }
+            | Action::Record(_)
             | Action::Notify(Notice::Lost { .. } | Notice::Outage { .. } | Notice::Restored)
             | Action::Save(_) => {}
         }

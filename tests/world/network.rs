@@ -6,7 +6,7 @@
 use switchback_control::{Attempt, Class, Device, Event, Name, Reason, Stage, Step};
 
 use super::cloud::Path;
-use super::plan::Plan;
+use super::plan::{Plan, Profile};
 use super::{Dice, Source, What, World, name};
 
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +76,11 @@ pub fn nets(plan: &Plan, dice: &mut Dice) -> Vec<Net> {
         dhcp_dead: false,
         path: Path::new(*class, dice),
     };
-    plan.interfaces.iter().map(make).collect()
+    let mut nets: Vec<Net> = plan.interfaces.iter().map(make).collect();
+    if let Profile::Rate(rate) = plan.profile {
+        nets.iter_mut().for_each(|net| net.path = Path::of(rate.rtt));
+    }
+    nets
 }
 
 impl Net {
@@ -95,7 +99,7 @@ impl World {
     pub fn start_network(&mut self) {
         for index in 0..self.nets.len() {
             // Most gateways find their uplinks ready, some boot together with them.
-            let ready = self.dice.chance(600);
+            let ready = self.dice.chance(600) || matches!(self.plan.profile, Profile::Rate(_));
             let net = &mut self.nets[index];
             net.stage = Stage::Disconnected { profile: true, by_user: false };
             net.link = net.class == Class::Ethernet;

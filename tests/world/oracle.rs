@@ -23,6 +23,8 @@ struct Dialled {
     silent: bool,
     said_connect: bool,
     window: usize,
+    /// What went out on it, even before it was a session.
+    sent: BTreeSet<u64>,
 }
 
 /// What the heart was told of an interface.
@@ -54,6 +56,8 @@ pub struct Oracle {
     line: u64,
     line_last: u64,
     first_sent: u64,
+    /// What servers have said in this life of the daemon: nothing goes out before CONNACK to one that never answered.
+    known_windows: BTreeSet<usize>,
     pub open_tickets: BTreeMap<u64, (u64, u64)>,
     numbers: BTreeMap<u64, u64>,
     unappended: VecDeque<(u64, u64)>,
@@ -88,6 +92,8 @@ pub struct Oracle {
     refused_since: Option<u64>,
     refused_others: u64,
     refused_dials: u64,
+    /// The connection that carried the session last, and over which interface.
+    carrier: Option<(Option<u64>, usize)>,
     /// On a path that only loses packets.
     pub false_moves_allowed: u32,
 }
@@ -99,6 +105,8 @@ const DIALS_IN_TEN_SECONDS: usize = 80;
 const METERED_SPARES_AN_HOUR: usize = 40;
 /// Deadlines served in any second, at most: more is a heart that spins.
 const DEADLINES_A_SECOND: usize = 60;
+/// Loss on a path counts as a reason to leave it for so long after it ended: what is known of it is smoothed.
+const LOSS_REMEMBERED: u64 = 60_000;
 /// The longest wait for a server is shorter, and a dial through a dead interface.
 const WAITS_ARE_OVER: u64 = 140_000;
 const DIAL_IS_OVER: u64 = 25_000;
@@ -123,6 +131,7 @@ impl Oracle {
             line: 0,
             line_last: 0,
             first_sent: 0,
+            known_windows: BTreeSet::new(),
             open_tickets: BTreeMap::new(),
             numbers: BTreeMap::new(),
             unappended: VecDeque::new(),
@@ -153,6 +162,7 @@ impl Oracle {
             refused_since: None,
             refused_others: 0,
             refused_dials: 0,
+            carrier: None,
             false_moves_allowed: 0,
         }
     }
@@ -172,6 +182,7 @@ impl Oracle {
     /// Everything in memory is gone; what was promised is not.
     pub fn crashed(&mut self, now: u64) {
         self.live.clear();
+        self.known_windows.clear();
         self.session = None;
         self.session_lost = None;
         self.in_flight.clear();
@@ -328,7 +339,23 @@ impl World {
         if status.connected {
             self.summary.online_ms += 0;
         }
+        if let Profile::Rate(_) = self.plan.profile {
+            self.count_switch(session);
+            return None;
+        }
         self.judge_loss(before, session, event, actions)
+    }
+
+    /// Where nothing but loss happens, every switch is counted.
+    fn count_switch(&mut self, session: Option<u64>) {
+        let Some(conn) = session.and_then(|s| self.conns.get(&s)) else { return };
+        let (id, net) = (session, conn.net);
+        match self.oracle.carrier {
+            Some((_, 0)) if net != 0 => self.summary.left.push(self.now),
+            Some((other, 0)) if other != id => self.summary.dropped.push(self.now),
+            Some(_) | None => {}
+        }
+        self.oracle.carrier = Some((id, net));
     }
 
     /// The heart waits slowly, and says why: credentials, or somebody else with our identity.
@@ -392,7 +419,9 @@ impl World {
         if dead || moving || not_needed {
             return None;
         }
-        if now < self.oracle.last_inbound + 500 {
+        // A path that loses too much to be of use may be left although it answers now and then.
+        let lossy = net.is_some_and(|n| now < self.nets[n].path.lossy_at + LOSS_REMEMBERED);
+        if now < self.oracle.last_inbound + 500 && !lossy {
             return Some(format!("dropped #{lost}, which answered {} ms ago", now - self.oracle.last_inbound));
         }
         if self.plan.profile == Profile::Lossy {
@@ -494,7 +523,7 @@ impl World {
         }
         o.live.insert(
             attempt,
-            Dialled { interface, born: now, proved: false, silent: true, said_connect: false, window: 0 },
+            Dialled { interface, born: now, proved: false, silent: true, said_connect: false, window: 0, sent: BTreeSet::new() },
         );
         o.dials.push_back(now);
         while o.dials.front().is_some_and(|at| at + 10_000 < now) {
@@ -600,12 +629,18 @@ impl World {
                 (!o.open_tickets.contains_key(&ticket.0)).then(|| "nobody offered it".into())
             }
             Action::Transmit { attempt, seq, again } => {
-                if o.session != Some(attempt.0) {
-                    return Some("not the session".into());
+                let early = o.session != Some(attempt.0);
+                let Some(dialled) = o.live.get_mut(&attempt.0) else { return Some("it is dead already".into()) };
+                if early && (!dialled.said_connect || o.known_windows.is_empty()) {
+                    return Some("not the session, nor behind its CONNECT to a server that knows us".into());
+                }
+                if !dialled.sent.insert(seq.0) {
+                    return Some("sent twice on one connection".into());
                 }
                 if o.line != attempt.0 {
                     o.line = attempt.0;
                     o.line_last = 0;
+                    o.in_flight.clear();
                 }
                 if seq.0 <= o.line_last {
                     return Some("out of order".into());
@@ -616,7 +651,8 @@ impl World {
                 }
                 o.first_sent = o.first_sent.max(seq.0);
                 o.in_flight.insert(seq.0);
-                let window = o.live.get(&attempt.0).map_or(0, |d| d.window);
+                let known = o.known_windows.iter().copied().max().unwrap_or(0);
+                let window = o.live.get(&attempt.0).map_or(0, |d| if early { known } else { d.window });
                 (o.in_flight.len() > window).then(|| format!("{} in flight, {window} allowed", o.in_flight.len()))
             }
             Action::Append { seq } => {
@@ -695,10 +731,11 @@ impl Oracle {
     }
 
     fn session_ends(&mut self, now: u64) {
-        self.session = None;
+        if self.session.take() == Some(self.line) {
+            self.in_flight.clear();
+        }
         self.ended = now;
         self.session_lost.get_or_insert(now);
-        self.in_flight.clear();
     }
 
     /// Takes down what the heart is told.
@@ -787,6 +824,7 @@ impl Oracle {
                     && dialled.said_connect
                 {
                     dialled.window = usize::from((*window).min(self.settings.window).max(1));
+                    self.known_windows.insert(dialled.window);
                     if self.session.is_none() {
                         self.session_lost = None;
                     }
@@ -794,7 +832,9 @@ impl Oracle {
                     self.session_since = now;
                     self.last_inbound = now;
                     self.session_lost = None;
-                    self.in_flight.clear();
+                    if self.line != attempt.0 {
+                        self.in_flight.clear();
+                    }
                 }
             }
             Event::Heard { attempt } | Event::Ponged { attempt } | Event::Settled { attempt } => {
@@ -861,7 +901,7 @@ impl Oracle {
         let (seq, at) = self.unappended.front()?;
         let late = now > at + 1_200 && self.store_works && !self.recently_stalled(now, 1_200);
         // After the store healed, everything is appended at once.
-        (late && self.profile != Profile::Lossy)
+        (late && !matches!(self.profile, Profile::Lossy | Profile::Rate(_)))
             .then(|| format!("{seq} waits since {} and is not appended", stamp(*at)))
     }
 }

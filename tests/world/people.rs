@@ -74,7 +74,9 @@ const CONNECT_LIMIT: u64 = 400_000;
 impl World {
     pub fn start_people(&mut self) {
         self.after(100, What::People(Change::Mood));
-        self.after(60_000, What::People(Change::Operator));
+        if !matches!(self.plan.profile, Profile::Rate(_)) {
+            self.after(60_000, What::People(Change::Operator));
+        }
     }
 
     pub fn people(&mut self, change: Change) {
@@ -93,7 +95,7 @@ impl World {
 
     fn mood(&mut self) {
         self.people.moods += 1;
-        let steady = self.plan.profile == Profile::Lossy;
+        let steady = matches!(self.plan.profile, Profile::Lossy | Profile::Rate(_));
         self.people.mood = match self.dice.between(0, 99) {
             _ if steady => Mood::Steady,
             0..=39 => Mood::Idle,
@@ -160,7 +162,7 @@ impl World {
             return;
         }
         let every = match self.plan.profile {
-            Profile::Lossy | Profile::Cloud => return,
+            Profile::Lossy | Profile::Cloud | Profile::Rate(_) => return,
             Profile::Mixed | Profile::Paths | Profile::Flapping | Profile::Store => 900_000,
         };
         let next = self.dice.spread(5_000, every * 2);

@@ -21,6 +21,21 @@ pub enum Profile {
     Store,
     /// Steady traffic over a lossy path, nothing else.
     Lossy,
+    /// Two messages a second over a path that loses packets from the second minute on, and perhaps a clean one beside
+    /// it; nothing else ever happens. What is found is counted, not judged.
+    Rate(Rate),
+}
+
+/// The path of a `Profile::Rate`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    pub rtt: u64,
+    /// Packets of a thousand that are lost on the way up and on the way down.
+    pub loss: [u64; 2],
+    /// There is a second interface without loss.
+    pub alternative: bool,
+    /// When the path dies silently and for good.
+    pub dies: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -33,6 +48,8 @@ pub struct Plan {
     /// Device name, IP interface where it differs, class.
     pub interfaces: Vec<(&'static str, Option<&'static str>, Class)>,
     pub faults_per_hour: u64,
+    /// The kernel's counts of a connection can be read.
+    pub kernel_tells: bool,
 }
 
 const HOUR: u64 = 3_600_000;
@@ -56,7 +73,7 @@ impl Plan {
             Profile::Paths => dice.between(24, 80),
             Profile::Flapping => dice.between(60, 200),
             Profile::Store => dice.between(40, 80),
-            Profile::Lossy => 24,
+            Profile::Lossy | Profile::Rate(_) => 24,
         };
         Plan {
             seed,
@@ -66,6 +83,27 @@ impl Plan {
             interfaces: interfaces(&mut dice),
             settings: settings(&mut dice, profile),
             faults_per_hour,
+            kernel_tells: dice.chance(900),
+        }
+    }
+}
+
+impl Plan {
+    /// So many hours of one lossy path.
+    pub fn rate(seed: u64, hours: u64, rate: Rate) -> Plan {
+        let mut interfaces = vec![("eth0", None, Class::Ethernet)];
+        if rate.alternative {
+            interfaces.push(("wlan0", None, Class::Wifi));
+        }
+        Plan {
+            seed,
+            profile: Profile::Rate(rate),
+            rough_ms: hours * HOUR,
+            calm_ms: CALM,
+            settings: Settings::default(),
+            interfaces,
+            faults_per_hour: 1,
+            kernel_tells: true,
         }
     }
 }
