@@ -50,6 +50,15 @@ enum Line {
     Finishing { attempt: Attempt, window: usize },
 }
 
+impl Line {
+    fn attempt(self) -> Option<Attempt> {
+        match self {
+            Line::Shut => None,
+            Line::Open { attempt, .. } | Line::Finishing { attempt, .. } => Some(attempt),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Store {
     Works,
@@ -65,7 +74,7 @@ pub struct Delivery {
     sent_through: u64,
     released_through: u64,
     line: Line,
-    /// The connection that messages went out on before. While a planned move is under way it still brings answers.
+    /// A planned move is under way, and the connection that messages went out on until now still brings answers.
     before: Option<Attempt>,
     store: Store,
     /// Waiting to be sent, ascending; neighbours are melted.
@@ -142,19 +151,18 @@ impl Delivery {
     /// Messages go out on this connection from now on: what was in flight on another is sent again, then what waits. On
     /// the one they go out on already, this only tells the window, and ends `finish`.
     pub fn open(&mut self, turn: &mut Turn, attempt: Attempt, window: u16) {
+        let before = self.line;
         if !self.on_line(attempt) {
             self.shut();
         }
+        self.before = before.attempt().filter(|before| *before != attempt);
         self.line = Line::Open { attempt, window: usize::from(window.min(turn.settings.window).max(1)) };
         self.pump(turn);
     }
 
     /// No session any more: what was in flight waits again, in front.
     pub fn shut(&mut self) {
-        if let Line::Open { attempt, .. } | Line::Finishing { attempt, .. } = self.line {
-            self.before = Some(attempt);
-        }
-        self.line = Line::Shut;
+        (self.line, self.before) = (Line::Shut, None);
         self.unsend();
     }
 
@@ -224,10 +232,7 @@ impl Delivery {
     }
 
     fn on_line(&self, attempt: Attempt) -> bool {
-        match self.line {
-            Line::Shut => false,
-            Line::Open { attempt: a, .. } | Line::Finishing { attempt: a, .. } => a == attempt,
-        }
+        self.line.attempt() == Some(attempt)
     }
 
     fn offered(&mut self, turn: &mut Turn, ticket: Ticket, size: u32) {
