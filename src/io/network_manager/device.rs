@@ -74,6 +74,8 @@ pub struct Sighting {
     /// A stored profile could be activated on it now.
     pub profile: bool,
     pub metered: Option<bool>,
+    /// Whether it is joined to an access point; `None` for what needs none.
+    pub joined: Option<bool>,
     pub modem: Option<Modem>,
     pub details: Details,
 }
@@ -105,6 +107,9 @@ mod registration {
     pub const DENIED: i64 = 3;
     pub const EMERGENCY_ONLY: i64 = 8;
 }
+
+/// `NMDeviceState`: works.
+pub const ACTIVATED: i64 = 100;
 
 /// `NMDeviceStateReason`: someone took it down with nmcli or over D-Bus; also ourselves.
 pub const REASON_USER: i64 = 39;
@@ -271,6 +276,7 @@ fn sighting(nm: &Mirror, mm: &Mirror, config: &Config, path: &str) -> Option<(Na
             Some(2 | 4) => Some(false),
             _ => None,
         },
+        joined: nm.text(path, WIRELESS, "ActiveAccessPoint").map(|point| point != "/"),
         modem: modem_path.and_then(|modem| {
             Some(Modem {
                 state: mm.number(modem, MODEM, "State")?,
@@ -373,6 +379,7 @@ mod tests {
             autoconnect: true,
             profile: true,
             metered: None,
+            joined: None,
             modem: None,
             details,
         }

@@ -320,6 +320,7 @@ impl Watch {
             match news {
                 News::Noted(interface, details) => self.note(interface, details),
                 News::Seen(interface, device) => self.send(Event::DeviceSeen { interface, device }).await?,
+                News::Unjoined(interface) => self.send(Event::AccessPointLost { interface }).await?,
                 News::Gone(interface) => {
                     self.uplinks.remove(interface);
                     self.send(Event::DeviceGone { interface }).await?;
