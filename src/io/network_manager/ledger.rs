@@ -172,7 +172,7 @@ impl Hand {
 
 #[cfg(test)]
 mod tests {
-    use super::super::device::{MODEM_MANAGER, NETWORK_MANAGER, sightings};
+    use super::super::device::{MODEM_MANAGER, Movable, NETWORK_MANAGER, sightings};
     use super::super::mirror::Mirror;
     use super::super::mirror::tests::{changed, objects};
     use super::*;
@@ -199,6 +199,7 @@ mod tests {
             autoconnect: true,
             profile: true,
             metered: None,
+            movable: Movable::Yes,
             joined: None,
             modem: None,
             details,
