@@ -154,9 +154,10 @@ async fn serve(config: Config, places: &Places) -> io::Result<()> {
         changed: true,
     };
     let (cloud, corridor) = (daemon.hands.cloud.clone(), daemon.hands.corridor.clone());
+    let network_manager = daemon.hands.network_manager.clone();
     let ended = daemon.run().await;
-    // The offline status and the DISCONNECT of a clean stop are still on their way.
-    cloud.finished().await;
+    // The offline status and the DISCONNECT of a clean stop are still on their way, and so may be the host's routes.
+    tokio::join!(cloud.finished(), network_manager.finished());
     doors.into_iter().chain(page).for_each(|door| door.abort());
     applications.stop().await;
     corridor.close();

@@ -183,6 +183,7 @@ fn a_wrong_value_says_what_to_write_instead() {
         ("[failover]\norder = [\"wi fi\"]", "\"wi fi\" is no class (ethernet, wifi, cell)"),
         ("[failover]\norder = \"wifi\"", "is text; write a list of texts, as in [\"ethernet\""),
         ("[failover]\norder = [1]", "holds a number; write texts"),
+        ("[failover]\nmanage_routes = \"auto\"", "write true or false, without quotes"),
         ("[uplink.cell]\nmetered = \"yes\"", "write true or false without quotes, or \"auto\""),
         ("[uplink.cell]\nconnect_timeout = \"4s\"", "out of range (5s to 1h)"),
         ("[uplink.cell]\nping_limits = \"30s\"", "is text; write two durations"),
@@ -367,7 +368,7 @@ fn what_is_shown_reads_back_as_the_same_configuration() {
         "[cloud]\nservers = [\"mqtts://[2001:db8::1]\", \"mqtt://127.0.0.1:1884\"]\nclient_id = \"a \\\"b\\\\ ü\"\n\
          cert_file = \"{key}\"\nkey_file = \"{key}\"\nusername = \"u\"\nfleet_size = 500\nstart = \"idle\"\n\
          mode = \"on-demand\"\nlinger = \"90s\"\ngrace = \"10s\"\nsession_expiry = \"2h\"\n\
-         [failover]\norder = [\"wifi\", \"wwan0\"]\nfailback = \"manual\"\nhold_down = \"200ms\"\n\
+         [failover]\norder = [\"wifi\", \"wwan0\"]\nfailback = \"manual\"\nhold_down = \"200ms\"\nmanage_routes = true\n\
          [uplink.cell]\nmatch = [\"usb*\", \"driver:rndis_host\"]\nstandby = \"off\"\nping_after = \"20s\"\n\
          [uplink.cell.socket]\nuser_timeout = \"100s\"\nsend_buffer = \"64KiB\"\n[uplink.\"usb0.5\"]\nmetered = false\n\
          [outbox]\nmax_size = \"100MB\"\ndurability = \"batch\"\ncommit_interval = \"10s\"\nlate = \"50ms\"\nwindow = 20\n\
@@ -378,6 +379,7 @@ fn what_is_shown_reads_back_as_the_same_configuration() {
     let (first, _) = place.load().unwrap();
     assert_eq!(first.settings.mode, Mode::OnDemand { linger: Duration::from_secs(90) });
     assert_eq!((first.settings.start, first.settings.failback), (Start::Idle, Failback::Manual));
+    assert!(first.settings.manage_routes);
     assert_eq!(first.local.mqtt, None);
     place.write("switchback.toml", &show(&first));
     let (second, _) = place.load().unwrap();

@@ -258,6 +258,9 @@ fn failover(reader: &mut Reader, top: &Section<'_>, settings: &mut Settings) {
     if let Some(seen) = reader.duration(section, "hold_down") {
         settings.hold_down = seen.value;
     }
+    if let Some(seen) = reader.bool(section, "manage_routes") {
+        settings.manage_routes = seen.value;
+    }
 }
 
 fn outbox(reader: &mut Reader, top: &Section<'_>, config: &mut Config) {

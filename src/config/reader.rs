@@ -313,6 +313,16 @@ impl Reader {
         Self::seen(&item, bytes)
     }
 
+    /// `true` or `false`.
+    pub fn bool(&mut self, section: &Section<'_>, name: &str) -> Option<Seen<bool>> {
+        let item = self.item(section, name)?;
+        let Value::Bool(yes) = item.node.value else {
+            self.wrong_type(&item, "true or false, without quotes");
+            return None;
+        };
+        Self::seen(&item, yes)
+    }
+
     /// `true`, `false`, or `None` inside for `"auto"`.
     pub fn flag(&mut self, section: &Section<'_>, name: &str) -> Option<Seen<Option<bool>>> {
         let item = self.item(section, name)?;

@@ -44,6 +44,8 @@ pub enum Kind {
         max: u64,
     },
     Word(&'static [&'static str]),
+    /// `true` or `false`.
+    Bool,
     /// `true`, `false` or `"auto"`.
     Flag,
     List,
@@ -95,6 +97,7 @@ pub const KEYS: &[Key] = &[
     key("failover.order", Kind::List),
     key("failover.failback", Kind::Word(&["auto", "manual", "never"])),
     key("failover.hold_down", time(0, H)),
+    key("failover.manage_routes", Kind::Bool),
     key("uplink.*.match", Kind::List),
     key("uplink.*.metered", Kind::Flag),
     key("uplink.*.standby", Kind::Word(&["off", "up", "warm"])),
@@ -142,6 +145,7 @@ impl Kind {
             Kind::Duration { min, max, word: Some(word), .. } => Some(format!("{} or \"{word}\"", time(min, max))),
             Kind::Size { min, max } => Some(format!("{} to {}", size_text(min), size_text(max))),
             Kind::Word(words) => Some(words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ")),
+            Kind::Bool => Some("true, false".into()),
             Kind::Flag => Some("true, false, \"auto\"".into()),
             Kind::Text | Kind::File | Kind::List | Kind::Address | Kind::Later => None,
         }

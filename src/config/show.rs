@@ -113,6 +113,7 @@ fn write(out: &mut String, config: &Config) -> std::fmt::Result {
     };
     writeln!(out, "failback = \"{failback}\"")?;
     writeln!(out, "hold_down = {}", time(settings.hold_down))?;
+    writeln!(out, "manage_routes = {}", settings.manage_routes)?;
 
     for ((class, up), adapter) in Class::ALL.iter().zip(&settings.classes).zip(&config.classes) {
         uplink(out, class.as_str(), up, adapter, true)?;

@@ -2,7 +2,8 @@
 //!
 //! Keeps a mirror of both services' objects by their own signals, and after every change tells what became
 //! different of a device. Asks NetworkManager to activate or deactivate, and never waits for the outcome: it
-//! comes as the device's next stage, or as a refusal. Always true: a device is told once per difference; its
+//! comes as the device's next stage, or as a refusal. Where it is asked to, it also keeps the host's routes with one
+//! device (see `routes`). Always true: a device is told once per difference; its
 //! table entry is written before its event; while NetworkManager is away its devices stay as last reported.
 //! Never decides which device to activate, and never tries an activation again.
 //!
@@ -13,13 +14,16 @@ mod device;
 mod ledger;
 mod mirror;
 mod peer;
+mod routes;
 mod watch;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use log::warn;
 use switchback_control::{Attempt, Name};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use crate::config::Config;
 use crate::io::Events;
@@ -28,6 +32,8 @@ use watch::Watch;
 
 /// Requests waiting for the task: more than there are interfaces on any gateway.
 const REQUESTS_MAX: usize = 64;
+/// How long the end of the process waits for routes to be given back: NetworkManager answers within milliseconds.
+const FINISH_LIMIT: Duration = Duration::from_secs(1);
 
 /// Which bus to speak on.
 #[derive(Clone, Debug)]
@@ -46,9 +52,19 @@ pub struct NetworkManager {
 }
 
 enum Request {
-    Activate { interface: Name, attempt: Attempt },
-    Deactivate { interface: Name },
+    Activate {
+        interface: Name,
+        attempt: Attempt,
+    },
+    Deactivate {
+        interface: Name,
+    },
+    Prefer {
+        interface: Option<Name>,
+    },
     Compare,
+    /// The sender is dropped once nothing about routes is under way.
+    Finish(oneshot::Sender<()>),
 }
 
 /// Starts watching and obeying. What is known of each interface goes into `uplinks`. Ends when every handle is
@@ -77,8 +93,20 @@ impl NetworkManager {
         self.ask(Request::Deactivate { interface });
     }
 
-    /// `Action::Prefer`.
-    pub fn prefer(&self, _interface: Option<Name>) {}
+    /// `Action::Prefer`: from now on the host's IPv4 routes over this device come first; `None` gives every device the
+    /// place back that its profile says. Until it is first called routes are left alone, later it holds over
+    /// activations and restarts of NetworkManager. A failure is a warning; it is tried again at the next preference or
+    /// activation.
+    pub fn prefer(&self, interface: Option<Name>) {
+        self.ask(Request::Prefer { interface });
+    }
+
+    /// Waits until what `prefer` asked for is done, at most `FINISH_LIMIT`; for the end of the process.
+    pub async fn finished(&self) {
+        let (done, waiting) = oneshot::channel();
+        self.ask(Request::Finish(done));
+        let _ = timeout(FINISH_LIMIT, waiting).await;
+    }
 
     /// Compares with what both services say now and tells the differences (R-CL-17).
     pub fn compare(&self) {

@@ -17,9 +17,10 @@ use crate::config::Config;
 use crate::uplinks::Details;
 
 const ROOT: &str = "org.freedesktop.NetworkManager";
-const DEVICE: &str = "org.freedesktop.NetworkManager.Device";
+pub const DEVICE: &str = "org.freedesktop.NetworkManager.Device";
 const WIRELESS: &str = "org.freedesktop.NetworkManager.Device.Wireless";
 const ACCESS_POINT: &str = "org.freedesktop.NetworkManager.AccessPoint";
+const ACTIVE: &str = "org.freedesktop.NetworkManager.Connection.Active";
 const IP4: &str = "org.freedesktop.NetworkManager.IP4Config";
 const IP6: &str = "org.freedesktop.NetworkManager.IP6Config";
 const MODEM: &str = "org.freedesktop.ModemManager1.Modem";
@@ -30,7 +31,7 @@ const ROOT_PATH: &str = "/org/freedesktop/NetworkManager";
 
 /// What is kept of NetworkManager's objects.
 pub const NETWORK_MANAGER: Wanted = &[
-    (ROOT, &["Startup"]),
+    (ROOT, &["Startup", "Version"]),
     (
         DEVICE,
         &[
@@ -51,6 +52,7 @@ pub const NETWORK_MANAGER: Wanted = &[
     ),
     (WIRELESS, &["ActiveAccessPoint"]),
     (ACCESS_POINT, &["Strength"]),
+    (ACTIVE, &["StateFlags"]),
     (IP4, &["AddressData", "NameserverData"]),
     (IP6, &["AddressData", "Nameservers"]),
 ];
@@ -74,8 +76,20 @@ pub struct Sighting {
     /// A stored profile could be activated on it now.
     pub profile: bool,
     pub metered: Option<bool>,
+    pub movable: Movable,
+    /// Whether it is joined to an access point; `None` for what needs none.
+    pub joined: Option<bool>,
     pub modem: Option<Modem>,
     pub details: Details,
+}
+
+/// Whether its routes may be given another metric; why not is told in `routes`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Movable {
+    Yes,
+    /// Only back to where its profile puts it.
+    Back,
+    No,
 }
 
 /// What ModemManager says of a modem.
@@ -105,6 +119,12 @@ mod registration {
     pub const DENIED: i64 = 3;
     pub const EMERGENCY_ONLY: i64 = 8;
 }
+
+/// `NMDeviceState`: works.
+pub const ACTIVATED: i64 = 100;
+
+/// `NMActivationStateFlags`: the device was set up by somebody else, and NetworkManager only watches.
+const EXTERNAL: i64 = 0x80;
 
 /// `NMDeviceStateReason`: someone took it down with nmcli or over D-Bus; also ourselves.
 pub const REASON_USER: i64 = 39;
@@ -259,9 +279,11 @@ fn sighting(nm: &Mirror, mm: &Mirror, config: &Config, path: &str) -> Option<(Na
         name_servers: name_servers(nm, path),
         signal: signal(nm, mm, path, modem_path),
     };
+    let active = nm.link(path, DEVICE, "ActiveConnection");
+    let flags = active.and_then(|active| nm.number(active, ACTIVE, "StateFlags"));
     let sighting = Sighting {
         path: path.to_owned(),
-        active: nm.link(path, DEVICE, "ActiveConnection").map(str::to_owned),
+        active: active.map(str::to_owned),
         state,
         reason,
         autoconnect: nm.flag(path, DEVICE, "Autoconnect").unwrap_or(true),
@@ -271,6 +293,14 @@ fn sighting(nm: &Mirror, mm: &Mirror, config: &Config, path: &str) -> Option<(Na
             Some(2 | 4) => Some(false),
             _ => None,
         },
+        movable: match flags {
+            Some(flags) if kind != device_type::MODEM && flags & EXTERNAL == 0 => {
+                let six = details.addresses.iter().any(|address| address.is_ipv6() && routable(address));
+                if six && !keeps_ipv6(nm) { Movable::Back } else { Movable::Yes }
+            }
+            Some(_) | None => Movable::No,
+        },
+        joined: nm.text(path, WIRELESS, "ActiveAccessPoint").map(|point| point != "/"),
         modem: modem_path.and_then(|modem| {
             Some(Modem {
                 state: mm.number(modem, MODEM, "State")?,
@@ -281,6 +311,13 @@ fn sighting(nm: &Mirror, mm: &Mirror, config: &Config, path: &str) -> Option<(Na
         details,
     };
     Some((name, sighting))
+}
+
+/// Whether this NetworkManager leaves IPv6 alone when only IPv4 is reapplied: 1.56 was the first.
+fn keeps_ipv6(nm: &Mirror) -> bool {
+    let version = nm.text(ROOT_PATH, ROOT, "Version").unwrap_or_default();
+    let mut numbers = version.split('.').map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(1), Some(56))
 }
 
 /// State and reason together. `State` alone is told a message earlier, while the reason still is that of the state
@@ -350,12 +387,12 @@ pub fn routable(address: &IpAddr) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::mirror::tests::objects;
     use super::*;
     use std::collections::HashMap;
 
-    fn seen(class: Class, state: i64, reason: i64) -> Sighting {
+    pub(crate) fn seen(class: Class, state: i64, reason: i64) -> Sighting {
         let name = Name::new("x0").unwrap();
         let details = Details {
             ip_interface: name,
@@ -373,6 +410,8 @@ mod tests {
             autoconnect: true,
             profile: true,
             metered: None,
+            movable: Movable::Yes,
+            joined: None,
             modem: None,
             details,
         }
@@ -576,6 +615,37 @@ mod tests {
         assert_eq!(seen.details.name_servers, ["203.0.113.1", "2001:db8::1"].map(|ip| ip.parse::<IpAddr>().unwrap()));
         assert_eq!((seen.metered, seen.profile, seen.state), (Some(true), false, 100));
         assert!(seen.details.addresses.iter().any(routable));
+    }
+
+    #[test]
+    fn what_may_be_done_to_routes_depends_on_the_device_and_on_the_version() {
+        let text = |text: &str| Variant::from(text.to_owned());
+        let path = |path: &'static str| Variant::from(zbus::ObjectPath::try_from(path).unwrap());
+        let movable = |version: &str, kind: u32, flags: u32, address: &str| {
+            let item = HashMap::from([("address".to_owned(), text(address))]);
+            let device: &[_] = &[
+                ("Interface", text("x0")),
+                ("DeviceType", kind.into()),
+                ("StateReason", (100u32, 0u32).into()),
+                ("ActiveConnection", path("/Active/1")),
+                ("Ip6Config", path("/Ip/6")),
+            ];
+            let mut nm = Mirror::new(NETWORK_MANAGER);
+            assert!(nm.fill(&objects(&[
+                (ROOT_PATH, ROOT, &[("Version", text(version))]),
+                ("/1", DEVICE, device),
+                ("/Active/1", ACTIVE, &[("StateFlags", flags.into())]),
+                ("/Ip/6", IP6, &[("AddressData", vec![item].into())]),
+            ])));
+            let config = crate::classify::tests::config([&[], &[], &[]]);
+            sightings(&nm, &Mirror::new(MODEM_MANAGER), &config).into_values().next().unwrap().movable
+        };
+        assert_eq!(movable("1.42.4", 1, 0x1c, "fe80::1"), Movable::Yes);
+        assert_eq!(movable("1.42.4", 1, 0x1c, "2001:db8::1"), Movable::Back);
+        assert_eq!(movable("1.56.0", 1, 0x1c, "2001:db8::1"), Movable::Yes);
+        assert_eq!(movable("1.9.1", 1, 0x1c, "2001:db8::1"), Movable::Back);
+        assert_eq!(movable("1.42.4", 8, 0x1c, "fe80::1"), Movable::No);
+        assert_eq!(movable("1.42.4", 1, 0x9c, "fe80::1"), Movable::No);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use switchback_control::{Device, Name};
 use tokio::time::Instant;
 
-use super::device::{REASON_USER, Sighting, routable, stage};
+use super::device::{ACTIVATED, REASON_USER, Sighting, routable, stage};
 use crate::uplinks::Details;
 
 /// How long devices known before a restart of NetworkManager keep their last report while it has not come to
@@ -22,8 +22,6 @@ const LEAVING_GRACE: Duration = Duration::from_secs(2);
 
 /// `NMDeviceState`: left alone.
 const UNMANAGED: i64 = 10;
-/// `NMDeviceState`: works.
-const ACTIVATED: i64 = 100;
 
 /// One thing to pass on, in this order.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,6 +29,8 @@ pub enum News {
     /// For the table; most of these are as before.
     Noted(Name, Details),
     Seen(Name, Device),
+    /// It is activated as before, but no longer joined to an access point.
+    Unjoined(Name),
     Gone(Name),
 }
 
@@ -39,6 +39,8 @@ pub enum News {
 pub struct Ledger {
     told: BTreeMap<Name, Device>,
     hands: BTreeMap<Name, Hand>,
+    /// The wireless ones, and whether they were joined to an access point.
+    joined: BTreeMap<Name, bool>,
     /// Devices from before a restart of NetworkManager that it has not come to yet, and until when that is waited for.
     held: BTreeSet<Name>,
     held_until: Option<Instant>,
@@ -70,6 +72,7 @@ impl Ledger {
     /// NetworkManager is back: what it says of devices it knew before waits until it has come to them.
     pub fn returned(&mut self, now: Instant) {
         self.hands.clear();
+        self.joined.clear();
         self.leaving.clear();
         self.held = self.told.keys().copied().collect();
         self.held_until = (!self.held.is_empty()).then(|| now + RESTART_GRACE);
@@ -102,6 +105,11 @@ impl Ledger {
             address: seen.details.addresses.iter().any(routable),
             metered: seen.metered,
         };
+        let was = seen.joined.and_then(|joined| self.joined.insert(interface, joined));
+        // An ordinary disconnect is known by its state, which is told first.
+        if (was, seen.joined, seen.state) == (Some(true), Some(false), ACTIVATED) {
+            news.push(News::Unjoined(interface));
+        }
         news.push(News::Noted(interface, seen.details));
         if self.told.insert(interface, device) != Some(device) {
             news.push(News::Seen(interface, device));
@@ -123,6 +131,7 @@ impl Ledger {
             self.leaving.remove(name);
             self.told.remove(name);
             self.hands.remove(name);
+            self.joined.remove(name);
         }
         gone
     }
@@ -163,6 +172,9 @@ impl Hand {
 
 #[cfg(test)]
 mod tests {
+    use super::super::device::{MODEM_MANAGER, Movable, NETWORK_MANAGER, sightings};
+    use super::super::mirror::Mirror;
+    use super::super::mirror::tests::{changed, objects};
     use super::*;
     use switchback_control::Class;
 
@@ -187,6 +199,8 @@ mod tests {
             autoconnect: true,
             profile: true,
             metered: None,
+            movable: Movable::Yes,
+            joined: None,
             modem: None,
             details,
         }
@@ -210,6 +224,7 @@ mod tests {
             let words = news.iter().filter_map(|news| match news {
                 News::Noted(..) => None,
                 News::Seen(_, device) => Some(device.stage.to_string()),
+                News::Unjoined(_) => Some("unjoined".into()),
                 News::Gone(_) => Some("gone".into()),
             });
             words.collect::<Vec<_>>().join(", ")
@@ -264,6 +279,55 @@ mod tests {
         assert_eq!(Desk::new().see(30, 39), "disconnected");
         let no = Sighting { autoconnect: false, ..at(30, 39) };
         assert_eq!(Desk::new().look(Some(no)), "disconnected user");
+    }
+
+    const WLAN: &str = "/org/freedesktop/NetworkManager/Devices/3";
+    const DEVICE: &str = "org.freedesktop.NetworkManager.Device";
+    const WIRELESS: &str = "org.freedesktop.NetworkManager.Device.Wireless";
+
+    /// A wireless device that is joined, and what is told of it after each of these signals of NetworkManager.
+    fn told_after(signals: &[zbus::Message]) -> Vec<String> {
+        let word = |text: &str| zbus::Variant::from(text.to_owned());
+        let device: &[_] =
+            &[("Interface", word("eth0")), ("DeviceType", 2u32.into()), ("StateReason", (100u32, 0u32).into())];
+        let mut nm = Mirror::new(NETWORK_MANAGER);
+        assert!(nm.fill(&objects(&[(WLAN, DEVICE, device), (WLAN, WIRELESS, &[("ActiveAccessPoint", point("/1"))])])));
+        let config = crate::classify::tests::config([&[], &[], &[]]);
+        let mut desk = Desk::new();
+        let mut told = Vec::new();
+        for signal in [None].into_iter().chain(signals.iter().map(Some)) {
+            signal.map(|signal| nm.apply(signal));
+            told.push(desk.look(sightings(&nm, &Mirror::new(MODEM_MANAGER), &config).into_values().next()));
+        }
+        assert_eq!(told.remove(0), "activated");
+        told
+    }
+
+    fn point(path: &'static str) -> zbus::Variant<'static> {
+        zbus::ObjectPath::try_from(path).unwrap().into()
+    }
+
+    fn joined_to(path: &'static str) -> zbus::Message {
+        changed(WLAN, WIRELESS, &[("ActiveAccessPoint", point(path))], &[])
+    }
+
+    fn turned(state: u32, reason: u32) -> zbus::Message {
+        changed(WLAN, DEVICE, &[("StateReason", (state, reason).into())], &[])
+    }
+
+    #[test]
+    fn a_lost_access_point_is_told_once_while_the_device_stays_activated() {
+        // It vanishes, comes back as another one, blinks, and at last NetworkManager gives up.
+        let signals = [joined_to("/"), joined_to("/"), joined_to("/2"), joined_to("/"), turned(120, 53)];
+        assert_eq!(told_after(&signals), ["unjoined", "", "", "unjoined", "failed no-link"]);
+    }
+
+    #[test]
+    fn roaming_and_an_ordinary_disconnect_lose_no_access_point() {
+        assert_eq!(told_after(&[joined_to("/2")]), [""]);
+        let signals = [turned(110, 39), joined_to("/"), turned(30, 39), turned(50, 0), joined_to("/1"), turned(100, 0)];
+        let told = ["disconnected user", "", "", "joining", "", "activated"];
+        assert_eq!(told_after(&signals), told);
     }
 
     #[test]

@@ -194,7 +194,8 @@ pub(super) mod tests {
         Message::method_return(&call.header()).build(&body).unwrap()
     }
 
-    fn changed(path: &str, interface: &str, new: &[(&str, Variant<'static>)], stale: &[&str]) -> Message {
+    /// A `PropertiesChanged`.
+    pub(crate) fn changed(path: &str, interface: &str, new: &[(&str, Variant<'static>)], stale: &[&str]) -> Message {
         let body = (interface, properties(new), stale.to_vec());
         Message::signal(path, "org.freedesktop.DBus.Properties", "PropertiesChanged").build(&body).unwrap()
     }

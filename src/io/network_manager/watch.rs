@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use log::warn;
 use switchback_control::{Attempt, Class, Event, Name, Reason};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use zbus::message::{Flags, Type};
 use zbus::{Connection, Message, MessageStream, ObjectPath};
@@ -22,6 +22,7 @@ use zbus::{Connection, Message, MessageStream, ObjectPath};
 use super::device::{self, Sighting, sightings, starting};
 use super::ledger::{Ledger, News};
 use super::peer::{Peer, Service};
+use super::routes::{Routes, Settings, ranked};
 use super::{Bus, Request};
 use crate::config::Config;
 use crate::io::Events;
@@ -40,6 +41,9 @@ const BUS_LIMIT: Duration = Duration::from_secs(5);
 /// Smaller changes of a signal are not worth waking a display.
 const SIGNAL_STEP: u8 = 5;
 
+/// `NMDeviceReapplyFlags`, since 1.42: addresses and routes that others have added stay.
+const PRESERVE_EXTERNAL_IP: u32 = 1;
+
 const BUS: &str = "org.freedesktop.DBus";
 
 /// A call that has not been answered.
@@ -53,6 +57,24 @@ enum Call {
     Deactivate {
         interface: Name,
     },
+    /// What is applied to the device at this path.
+    Applied {
+        interface: Name,
+        path: String,
+    },
+    Reapply {
+        interface: Name,
+    },
+}
+
+impl Call {
+    /// The device whose routes it is about.
+    fn routes_of(&self) -> Option<Name> {
+        match self {
+            Call::Applied { interface, .. } | Call::Reapply { interface } => Some(*interface),
+            Call::List(_) | Call::Activate { .. } | Call::Deactivate { .. } => None,
+        }
+    }
 }
 
 pub struct Watch {
@@ -63,6 +85,9 @@ pub struct Watch {
     mm: Peer,
     calls: BTreeMap<NonZeroU32, Call>,
     ledger: Ledger,
+    routes: Routes,
+    /// Who waits for routes to be as wanted.
+    finishing: Option<oneshot::Sender<()>>,
     /// What was last told of NetworkManager itself.
     running: Option<bool>,
 }
@@ -80,6 +105,8 @@ impl Watch {
             mm: Peer::new(device::MODEM_MANAGER),
             calls: BTreeMap::new(),
             ledger: Ledger::default(),
+            routes: Routes::default(),
+            finishing: None,
             running: None,
         }
     }
@@ -111,7 +138,7 @@ impl Watch {
             let wake = self.wake();
             tokio::select! {
                 message = messages.next() => match message {
-                    Some(Ok(message)) => self.take(message).await?,
+                    Some(Ok(message)) => self.take(connection, message).await?,
                     Some(Err(_)) | None => return Ok(()),
                 },
                 request = inbox.recv() => {
@@ -123,6 +150,7 @@ impl Watch {
                     self.look().await?;
                 }
             }
+            self.route(connection).await;
         }
     }
 
@@ -152,20 +180,20 @@ impl Watch {
     }
 
     /// What the bus brought.
-    async fn take(&mut self, message: Message) -> Result<(), Stopped> {
+    async fn take(&mut self, connection: &Connection, message: Message) -> Result<(), Stopped> {
         match message.message_type() {
             Type::MethodReturn | Type::Error => {
                 let Some(call) = message.header().reply_serial().and_then(|serial| self.calls.remove(&serial)) else {
                     return Ok(());
                 };
-                self.answered(call, &message).await
+                self.answered(connection, call, &message).await
             }
             Type::Signal => self.signalled(&message).await,
             Type::MethodCall => Ok(()),
         }
     }
 
-    async fn answered(&mut self, call: Call, message: &Message) -> Result<(), Stopped> {
+    async fn answered(&mut self, connection: &Connection, call: Call, message: &Message) -> Result<(), Stopped> {
         match call {
             Call::List(service) => {
                 let peer = self.peer(service);
@@ -187,7 +215,15 @@ impl Watch {
                 self.ledger.ours(interface, false);
                 Ok(())
             }
-            Call::Activate { .. } | Call::Deactivate { .. } => Ok(()),
+            Call::Applied { interface, path } if message.message_type() == Type::MethodReturn => {
+                self.reapply(connection, interface, &path, message).await;
+                Ok(())
+            }
+            Call::Applied { interface, .. } | Call::Reapply { interface } if message.message_type() == Type::Error => {
+                unrouted(interface, message);
+                Ok(())
+            }
+            Call::Activate { .. } | Call::Deactivate { .. } | Call::Applied { .. } | Call::Reapply { .. } => Ok(()),
         }
     }
 
@@ -245,8 +281,45 @@ impl Watch {
                     self.ledger.ours(interface, sent);
                 }
             }
+            Request::Prefer { interface } => self.routes.prefer(interface),
+            Request::Finish(done) => self.finishing = Some(done),
         }
         Ok(())
+    }
+
+    /// Has the routes of whatever has become active, or of all after a new preference, looked at and put in their place.
+    async fn route(&mut self, connection: &Connection) {
+        if self.nm.whole && self.routes.any() {
+            let seen = sightings(&self.nm.mirror, &self.mm.mirror, &self.config);
+            let busy = |name| self.calls.values().any(|call| call.routes_of() == Some(name));
+            for (interface, path) in self.routes.due(&seen, busy) {
+                let to = (Service::NetworkManager.name(), path.as_str(), device::DEVICE, "GetAppliedConnection");
+                let call = Call::Applied { interface, path: path.clone() };
+                self.send_call(connection, to, &0u32, call).await;
+            }
+        }
+        if !self.calls.values().any(|call| call.routes_of().is_some()) {
+            self.finishing = None;
+        }
+    }
+
+    /// Applies what is applied with other metrics, if it needs them. The version makes sure that nobody else has
+    /// changed it meanwhile.
+    async fn reapply(&mut self, connection: &Connection, interface: Name, path: &str, applied: &Message) {
+        let Ok((settings, version)) = applied.body().deserialize::<(Settings, u64)>() else { return };
+        let seen = sightings(&self.nm.mirror, &self.mm.mirror, &self.config);
+        let Some(rank) = self.routes.rank(interface, &seen) else {
+            warn!(
+                "the host's own traffic cannot be moved to {interface}: it has an IPv6 address, which NetworkManager before \
+                 1.56 would take away for seconds; ipv6.method=disabled in its profile, or a newer one, helps"
+            );
+            return;
+        };
+        if let Some(settings) = ranked(settings, rank) {
+            let to = (Service::NetworkManager.name(), path, device::DEVICE, "Reapply");
+            self.send_call(connection, to, &(settings, version, PRESERVE_EXTERNAL_IP), Call::Reapply { interface })
+                .await;
+        }
     }
 
     /// Calls NetworkManager; the answer comes with the other messages, in its place among them.
@@ -261,7 +334,7 @@ impl Watch {
     async fn send_call<B>(
         &mut self,
         connection: &Connection,
-        (destination, path, interface, member): (&'static str, &'static str, &'static str, &'static str),
+        (destination, path, interface, member): (&str, &str, &str, &str),
         body: &B,
         call: Call,
     ) -> bool
@@ -320,6 +393,7 @@ impl Watch {
             match news {
                 News::Noted(interface, details) => self.note(interface, details),
                 News::Seen(interface, device) => self.send(Event::DeviceSeen { interface, device }).await?,
+                News::Unjoined(interface) => self.send(Event::AccessPointLost { interface }).await?,
                 News::Gone(interface) => {
                     self.uplinks.remove(interface);
                     self.send(Event::DeviceGone { interface }).await?;
@@ -358,7 +432,8 @@ impl Watch {
                         let reason = self.absent(interface);
                         self.send(Event::ActivationRefused { interface, attempt, reason }).await?;
                     }
-                    Some(Request::Deactivate { .. } | Request::Compare) => {}
+                    Some(Request::Prefer { interface }) => self.routes.prefer(interface),
+                    Some(Request::Deactivate { .. } | Request::Compare | Request::Finish(_)) => {}
                     None => return Err(Stopped),
                 },
             }
@@ -367,6 +442,8 @@ impl Watch {
 
     /// Nobody will answer the calls under way.
     async fn refuse_all(&mut self) -> Result<(), Stopped> {
+        self.routes.away();
+        self.finishing = None;
         for (_, call) in std::mem::take(&mut self.calls) {
             if let Call::Activate { interface, attempt } = call {
                 let reason = self.absent(interface);
@@ -438,5 +515,23 @@ fn refusal(error: &Message) -> Reason {
         }
         Some("UnknownDevice" | "UnknownObject") => Reason::NoLink,
         _ => Reason::NoProfile,
+    }
+}
+
+/// NetworkManager would not change the routes of a device. That it is active no longer is no failure.
+fn unrouted(interface: Name, error: &Message) {
+    let header = error.header();
+    let name = header.error_name().map(|name| name.as_str()).unwrap_or_default();
+    let why: String = error.body().deserialize().unwrap_or_default();
+    match name.rsplit('.').next() {
+        Some("NotActive" | "UnknownObject" | "UnknownMethod") => {}
+        Some("PermissionDenied" | "AccessDenied") => warn!(
+            "NetworkManager does not let this user change the routes of {interface} ({why}); install the polkit rule of \
+             the package, or set failover.manage_routes = false"
+        ),
+        _ => warn!(
+            "NetworkManager would not change the routes of {interface} ({name}: {why}); the host's own traffic stays \
+             where it is until the next switch; `nmcli device reapply {interface}` shows whether it can"
+        ),
     }
 }
