@@ -74,8 +74,6 @@ pub struct Delivery {
     sent_through: u64,
     released_through: u64,
     line: Line,
-    /// A planned move is under way, and the connection that messages went out on until now still brings answers.
-    before: Option<Attempt>,
     store: Store,
     /// Waiting to be sent, ascending; neighbours are melted.
     backlog: VecDeque<RangeInclusive<u64>>,
@@ -104,7 +102,6 @@ impl Delivery {
             sent_through: last,
             released_through: first.saturating_sub(1),
             line: Line::Shut,
-            before: None,
             store: Store::Works,
             waiting: backlog.iter().map(count).sum(),
             backlog,
@@ -119,11 +116,12 @@ impl Delivery {
     }
 
     /// Takes an answer of the server in, before anything becomes of its connection: an answer that ends the waiting for
-    /// a move or a farewell counts all the same.
-    pub fn answered(&mut self, turn: &mut Turn, event: &Event) {
+    /// a move or a farewell counts all the same. `session` is the open one: while a planned move is under way it still
+    /// brings answers, though nothing goes out on it any more.
+    pub fn answered(&mut self, turn: &mut Turn, event: &Event, session: Option<Attempt>) {
         match event {
-            Event::Acked { attempt, seq } if self.awaits(*attempt, *seq) => self.acked(turn, *seq),
-            Event::Rejected { attempt, seq } if self.awaits(*attempt, *seq) => {
+            Event::Acked { attempt, seq } if self.awaits(*attempt, *seq, session) => self.acked(turn, *seq),
+            Event::Rejected { attempt, seq } if self.awaits(*attempt, *seq, session) => {
                 self.rejected += 1;
                 turn.ask(Action::SetAside { seq: *seq });
                 self.acked(turn, *seq);
@@ -151,18 +149,16 @@ impl Delivery {
     /// Messages go out on this connection from now on: what was in flight on another is sent again, then what waits. On
     /// the one they go out on already, this only tells the window, and ends `finish`.
     pub fn open(&mut self, turn: &mut Turn, attempt: Attempt, window: u16) {
-        let before = self.line;
         if !self.on_line(attempt) {
             self.shut();
         }
-        self.before = before.attempt().filter(|before| *before != attempt);
         self.line = Line::Open { attempt, window: usize::from(window.min(turn.settings.window).max(1)) };
         self.pump(turn);
     }
 
     /// No session any more: what was in flight waits again, in front.
     pub fn shut(&mut self) {
-        (self.line, self.before) = (Line::Shut, None);
+        self.line = Line::Shut;
         self.unsend();
     }
 
@@ -187,9 +183,9 @@ impl Delivery {
         }
     }
 
-    /// Whether an answer for this message on this connection counts: it is in flight, and was sent there.
-    pub fn awaits(&self, attempt: Attempt, seq: Seq) -> bool {
-        (self.on_line(attempt) || self.before == Some(attempt)) && self.window.iter().any(|s| s.seq == seq)
+    /// Whether an answer for this message on this connection counts: it is in flight, and the connection lives.
+    pub fn awaits(&self, attempt: Attempt, seq: Seq, session: Option<Attempt>) -> bool {
+        (self.on_line(attempt) || session == Some(attempt)) && self.window.iter().any(|s| s.seq == seq)
     }
 
     /// When the oldest message in flight on this connection that was sent after this moment was sent.
@@ -387,9 +383,9 @@ mod tests {
         assert_eq!(sent(&actions), [(3, true), (4, true), (9, true)]);
         let actions = turn(1, |t| delivery.step(t, &Event::Offered { ticket: Ticket(1), size: 1 }));
         assert_eq!(actions, [Action::Admit { ticket: Ticket(1), seq: Seq(13) }]);
-        let actions = turn(2, |t| delivery.answered(t, &Event::Acked { attempt: Attempt(1), seq: Seq(4) }));
+        let actions = turn(2, |t| delivery.answered(t, &Event::Acked { attempt: Attempt(1), seq: Seq(4) }, None));
         assert_eq!(actions, []);
-        let actions = turn(3, |t| delivery.answered(t, &Event::Acked { attempt: Attempt(1), seq: Seq(3) }));
+        let actions = turn(3, |t| delivery.answered(t, &Event::Acked { attempt: Attempt(1), seq: Seq(3) }, None));
         assert_eq!(actions, [Action::Release { through: Seq(8) }]);
     }
 
@@ -397,7 +393,7 @@ mod tests {
     fn what_was_in_flight_waits_in_front_again_whatever_was_answered_between() {
         let mut delivery = Delivery::restore(&[1..=5], 5);
         turn(0, |t| delivery.open(t, Attempt(1), 100));
-        turn(1, |t| delivery.answered(t, &Event::Acked { attempt: Attempt(1), seq: Seq(2) }));
+        turn(1, |t| delivery.answered(t, &Event::Acked { attempt: Attempt(1), seq: Seq(2) }, None));
         delivery.shut();
         assert_eq!(delivery.backlog, [1..=1, 3..=5]);
         assert_eq!((delivery.waiting, delivery.status().messages), (4, 4));
@@ -414,7 +410,7 @@ mod tests {
             Event::Acked { attempt: Attempt(2), seq: Seq(7) },
             Event::Rejected { attempt: Attempt(2), seq: Seq(7) },
         ] {
-            assert_eq!(turn(1, |t| delivery.answered(t, &event)), []);
+            assert_eq!(turn(1, |t| delivery.answered(t, &event, None)), []);
         }
         assert!(!delivery.is_empty());
     }
@@ -425,8 +421,9 @@ mod tests {
         turn(0, |t| delivery.open(t, Attempt(1), 10));
         turn(1, |t| delivery.open(t, Attempt(2), 10));
         let answer = Event::Acked { attempt: Attempt(1), seq: Seq(1) };
-        assert_eq!(turn(2, |t| delivery.answered(t, &answer)), [Action::Release { through: Seq(1) }]);
-        assert_eq!(turn(3, |t| delivery.answered(t, &answer)), []);
+        assert_eq!(turn(2, |t| delivery.answered(t, &answer, None)), []);
+        assert_eq!(turn(2, |t| delivery.answered(t, &answer, Some(Attempt(1)))), [Action::Release { through: Seq(1) }]);
+        assert_eq!(turn(3, |t| delivery.answered(t, &answer, None)), []);
     }
 
     #[test]
