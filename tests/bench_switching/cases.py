@@ -123,7 +123,7 @@ def row(stage, key):
 
 def returns(stage, repair):
     began = time.time()
-    stage.note("return", stage.gap(repair, PREFERRED), began)
+    stage.note("return", stage.gap_of_the_move(repair, PREFERRED), began)
 
 
 def first_message(stage, key):

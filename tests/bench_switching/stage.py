@@ -6,15 +6,15 @@ and through which provider. For switchback the daemon's own record around a figu
 
 import datetime
 import re
-import signal
 import time
 
-from lab import plan, trial
+from lab import bridge, plan, trial
 from lab.namespaces import LabError, wait_for
 
-from .rows import INTERVAL, ROWS
+from .rows import ROWS
 
 QUIET_BEFORE_A_FAULT = 3.0
+EVIDENCE_LINES = 60
 PREFERRED, NEXT = "eth", "wifi"
 
 
@@ -23,8 +23,10 @@ class Stage:
         self.lab, self.carrier, self.r, self.patience = lab, carrier, r, patience
         self.share = share          # 0 to 1, other in every repetition: where a case may choose a moment
         self.figures = []           # (row, value, goal median, goal worst, evidence)
+        self.noise = []             # gaps when nothing is broken, milliseconds: what the machine itself adds
         self.load = None
         self.flowing = False
+        self.gap_began = None       # wall time of the last arrival before the gap measured last
 
     # The set of a case
 
@@ -38,23 +40,35 @@ class Stage:
         else:
             self.must(self.message(30) is not None, "a first message")
         time.sleep(QUIET_BEFORE_A_FAULT)
+        if rate:
+            self.noise.append(self.load.gap(time.time() - 2)[0] * 1000)
 
     def well(self):
         self.carrier.stop(self.lab)
+        self.heal()
+        self.lab.wait_uplinks()
+
+    def heal(self):
         for uplink in plan.UPLINKS:
             self.lab.heal(uplink)
             self.lab.carrier_up(uplink)
-        self.lab.wait_uplinks()
 
     def must(self, true, what):
         if not true:
-            raise LabError(f"{self.carrier.name}: waited in vain for {what}")
+            record = self.lab.daemon_log(5) if self.carrier.ours else self.lab.log(bridge.SERVICE)[-500:]
+            raise LabError(f"waited in vain for {what}: {record}")
 
     def end(self):
-        """Count the load. What a carrier that never recovered still had to deliver is not called lost."""
-        count = self.load.stop(settle=30 if self.flowing else 0)
+        """Count the load, of switchback after everything is well again: nothing may be lost, ever.
+
+        What a bridge that had not recovered still had to deliver is not called lost.
+        """
+        if self.carrier.ours:
+            self.heal()
+        patient = self.carrier.ours or self.flowing
+        count = self.load.stop(settle=30 if patient else 0)
         return {"offered": count.offered, "repeated": count.repeated,
-                "lost": count.lost if self.flowing else 0, "undelivered": 0 if self.flowing else count.lost}
+                "lost": count.lost if patient else 0, "undelivered": 0 if patient else count.lost}
 
     # Measuring; milliseconds, or None when it did not happen in the time of patience
 
@@ -64,8 +78,23 @@ class Stage:
         fault()
         if not self.wait_via(expected, self.patience):
             return None
-        time.sleep(1 + 2 * self.r / 1000)
-        return self.load.pause(began) * 1000 - INTERVAL
+        return self.longest(began)
+
+    def gap_of_the_move(self, repair, expected):
+        """The same for a planned move: of switchback, which says when it moves, only the time around that."""
+        began = time.time()
+        repair()
+        if not self.wait_via(expected, self.patience):
+            return None
+        if self.carrier.ours:
+            moves = [at for at, event in self.events() if event["line"].startswith("connect #")]
+            began = max([began, *(at - 0.2 - self.r / 1000 for at in moves)])
+        return self.longest(began)
+
+    def longest(self, began):
+        time.sleep(0.5 + 2 * self.r / 1000)
+        seconds, self.gap_began = self.load.gap(began)
+        return seconds * 1000
 
     def wait_via(self, uplink, within):
         """Until messages offered from now on arrive, and through this uplink."""
@@ -161,13 +190,25 @@ class Stage:
         median, worst = row.goal(self.r, facts)
         missed = self.carrier.ours and not row.met(value, median)
         self.figures.append({"row": key, "value": value, "goal": median, "goal_worst": worst,
-                             "evidence": self.evidence(began, value) if missed and began else []})
+                             "evidence": self.evidence(began) if missed and began else []})
 
-    def evidence(self, began, value):
-        """What the daemon wrote from just before the fault on, with milliseconds since."""
-        told = []
-        for event in self.lab.events():
-            at = datetime.datetime.fromisoformat(event["time"]).timestamp()
-            if began - 0.1 <= at <= began + (value or 5000) / 1000 + 1:
-                told.append(f"{(at - began) * 1000:8.0f} {event['kind']:6} {event['line']}")
-        return told
+    def evidence(self, began):
+        """What the daemon has written from just before the fault on, with milliseconds since."""
+        told = [f"{(at - began) * 1000:8.0f} {event['kind']:6} {event['line']}"
+                for at, event in self.events() if at > began - 0.1]
+        return told[:EVIDENCE_LINES] + self.messages(began)
+
+    def events(self):
+        """The daemon's own record: [(wall time, event)]."""
+        return [(datetime.datetime.fromisoformat(event["time"]).timestamp(), event) for event in self.lab.events()]
+
+    def messages(self, began):
+        """What became of each message around the gap."""
+        if self.gap_began is None:
+            return []
+
+        def after(at):
+            return "never" if at is None else f"{(at - began) * 1000:.0f}"
+        return [f"  message {number}: offered {after(offered)}, acknowledged {after(acked)}, arrived "
+                + " ".join(map(after, arrived))
+                for number, offered, acked, arrived in self.load.told(self.gap_began - 0.4, self.gap_began + 0.4)]

@@ -11,7 +11,7 @@ NEVER = float("inf")
 def figures(results, names, r, key):
     """Every figure of a row by these carriers at one round trip."""
     return [figure for lane in results if lane["carrier"] in names and lane["r"] == r
-            for run in lane["runs"] for figure in run.get("figures", []) if figure["row"] == key]
+            for run in lane["runs"] for figure in run["figures"] if figure["row"] == key]
 
 
 def values(found):
@@ -20,7 +20,7 @@ def values(found):
 
 def said(value, unit, patience):
     if value == NEVER:
-        return f"> {patience} s"
+        return f"> {patience:g} s"
     if unit == "ms":
         return f"{value:,.0f} ms" if value < 9_500 else f"{value / 1000:.1f} s"
     return f"{value:.1f} %" if unit == "%" else f"{value:.0f}"
@@ -73,7 +73,7 @@ def render(results, options):
         for r in options.rtt:
             mine = figures(results, ours, r, row.key)
             theirs = [figures(results, [name], r, row.key.removesuffix("-warm")) for name in bridges]
-            if not mine and not any(theirs):
+            if not mine and (ours or not any(theirs)):
                 continue
             goal = statistics.median(figure["goal"] for figure in mine) if mine else row.goal(r, {})[0]
             lines.append("| " + " | ".join([
@@ -81,20 +81,28 @@ def render(results, options):
                 cell(row, mine, options.patience, options.repeat), verdict(row, mine),
                 *(cell(row, found, options.patience, options.repeat) for found in theirs),
                 ratio(row, mine, theirs, options.patience)]) + " |")
-    return "\n".join([*lines, "", counts(results, options), "", caption(options)])
+    return "\n".join([*lines, "", counts(results, options), "", caption(options, noise(results))])
 
 
 def counts(results, options):
-    head = ["messages", "offered", "lost", "repeated", "not delivered when patience ended"]
+    head = ["messages", "offered", "lost", "repeated", "not delivered when patience ended", "runs spoiled by the lab"]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for name in options.carriers:
-        runs = [run for lane in results if lane["carrier"] == name for run in lane["runs"] if "figures" in run]
+        runs = [run for lane in results if lane["carrier"] == name for run in lane["runs"]]
+        spoiled = sum(len(lane["spoiled"]) for lane in results if lane["carrier"] == name)
         total = [f"{sum(run[key] for run in runs):,}" for key in ("offered", "lost", "repeated", "undelivered")]
+        total.append(str(spoiled))
         lines.append("| " + " | ".join([CARRIERS[name].said, *total]) + " |")
     return "\n".join(lines)
 
 
-def caption(options):
+def noise(results):
+    """Median and worst gap when nothing was broken."""
+    found = [gap for lane in results for run in lane["runs"] for gap in run["noise"]] or [0]
+    return f"{statistics.median(found):.0f} ms, worst {max(found):.0f} ms"
+
+
+def caption(options, quiet):
     return f"""\
 R is the round trip to the broker over every uplink. A figure is the longest time without an arrival at the cloud less one
 message interval (20 messages a second, QoS 1), or the time named in the row; median and worst of {options.repeat} \
@@ -102,4 +110,5 @@ repetitions
 unless n says otherwise (an alternative that used up {options.patience:g} s twice is not tried again; long cases run once).
 "met" says yes when the median keeps the goal and the worst its limit for the worst. "times" compares the medians of
 switchback and of the best bridge here. Hold-down {HOLD_DOWN} (30 s while toggling), so that repetitions are quick; it delays
-only the return. Every case has a fresh daemon or bridge; {options.lanes} labs side by side on this machine."""
+only the return. Every case has a fresh daemon or bridge; {options.lanes} labs side by side on this machine.
+The same gap over two quiet seconds before each fault, which is what the machine itself adds: {quiet}."""

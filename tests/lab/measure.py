@@ -126,6 +126,26 @@ class Load:
         marks = [before[-1] if before else since] + [at for at in times if at >= since] + [until]
         return max(later - earlier for earlier, later in zip(marks, marks[1:]))
 
+    def gap(self, since, until=None):
+        """(seconds, began): the longest time without an arrival between two moments, less one message interval.
+
+        Where the publisher itself waited longer than an interval before a message, that much is taken off instead.
+        """
+        offered, interval = dict(self.offers()), 1 / self.rate
+        arrivals = [(at, number) for at, number in self.arrivals()
+                    if since - 1 < at <= (until or at)]
+        first = max((index for index, (at, _) in enumerate(arrivals) if at < since), default=0)
+        return max(((at - earlier - max(interval, offered[number] - offered[before]), earlier)
+                    for (earlier, before), (at, number) in zip(arrivals[first:], arrivals[first + 1:])),
+                   default=(0.0, since))
+
+    def told(self, since, until):
+        """What became of the messages offered between two moments: (number, offered, acked or None, [arrived])."""
+        acked = {line["n"]: line["acked"] for line in self.lines() if "acked" in line}
+        arrivals = self.arrivals()
+        return [(number, offered, acked.get(number), [at for at, arrived in arrivals if arrived == number])
+                for number, offered in self.offers() if since < offered < until]
+
     def wait_flow(self, since, within=30, messages=3):
         """Until some messages that were offered after `since` have arrived."""
         def flowing():
