@@ -66,7 +66,8 @@ def ratio(row, ours, theirs, patience):
 
 def render(results, options):
     bridges = [name for name in options.carriers if not CARRIERS[name].ours]
-    head = ["case", "R", "goal", "switchback: median, worst", "met", *(CARRIERS[name].said for name in bridges), "times"]
+    head = ["case", "R", "goal", "switchback: median, worst", "met",
+            *(CARRIERS[name].said for name in bridges), "times"]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     ours = [name for name in options.carriers if CARRIERS[name].ours]
     for row in ROWS.values():

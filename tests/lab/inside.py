@@ -81,7 +81,7 @@ def long_distance(up, milliseconds):
 
 
 def acquainted(up):
-    """Both ends of the long line know each other, as routers in use do: else the first packet waits for ARP's round trip."""
+    """Both ends of the long line know each other, as routers in use do: else the first packet waits for ARP."""
     sh(f"""hardware() {{ ip -n $1 -o link show $2 | sed 's/.*link.ether //; s/ .*//'; }}
 ip -n {up.name} neigh replace {up.wan_cloud} lladdr $(hardware {plan.CLOUD} {up.name}) dev wan nud permanent
 ip -n {plan.CLOUD} neigh replace {up.wan} lladdr $(hardware {up.name} wan) dev {up.name} nud permanent""")

@@ -33,7 +33,7 @@ class Count:
 
 
 class Load:
-    """A stream of numbered QoS 1 messages from a local client to the cloud's recorder; at rate 0, `offer` by `offer`."""
+    """Numbered QoS 1 messages from a local client to the cloud's recorder: a stream, or at rate 0 by `offer`."""
 
     made = 0
 
