@@ -162,7 +162,7 @@ class Stage:
         return (time.time() - began) * 1000
 
     def watch(self, seconds, every, act):
-        """Through which uplink messages came, second by second, while act(n) is called every so many seconds."""
+        """While act(n) is called every so many seconds: moves between uplinks, percentage of seconds with an arrival."""
         began = time.time()
         ways, step = [], 0
         while time.time() - began < seconds:
@@ -171,7 +171,7 @@ class Stage:
                 step += 1
             ways.append(trial.carrying(self.lab, 1))
         busy = {int(at - began) for at, _ in self.load.arrivals() if at >= began}
-        carried = [way for way in ways if way]
+        carried = [PREFERRED, *(way for way in ways if way)]
         moves = sum(one != other for one, other in zip(carried, carried[1:]))
         whole = int(time.time() - began)
         return moves, 100 * len(busy & set(range(whole))) / whole
