@@ -2,6 +2,7 @@
 """A small MQTT 3.1.1 client of the lab's own: a numbered publisher and a recorder.
 
     client.py publish   --port 1883 --rate 20 --topic load/data --out FILE   until SIGTERM
+    client.py publish   --port 1883 --rate 0  --topic load/data --out FILE   one message for each SIGUSR1
     client.py subscribe --port 1883 --topic '#' --out FILE                   until SIGTERM
 
 Independent of the daemon on purpose: no line is shared with it. The publisher offers message n at its
@@ -82,6 +83,8 @@ class Publisher(Client):
     def __init__(self, options):
         super().__init__(options)
         self.pending = {}
+        self.number = 0
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self.offer)
 
     def connected(self, writer):
         self.writer = writer
@@ -101,19 +104,24 @@ class Publisher(Client):
                     self.note(n=number, acked=time.time())
                     break
 
+    def offer(self):
+        self.number += 1
+        now = time.time()
+        payload = f"{self.number} {now:.6f} ".encode()
+        self.pending[self.number] = payload.ljust(self.options.size, b".")
+        self.note(n=self.number, offered=now)
+        if self.writer:
+            self.send(self.number)
+
     async def work(self):
         serving = asyncio.create_task(self.serve())
-        begin, number = time.monotonic(), 0
-        while not self.ending.is_set():
-            number += 1
-            now = time.time()
-            payload = f"{number} {now:.6f} ".encode()
-            self.pending[number] = payload.ljust(self.options.size, b".")
-            self.note(n=number, offered=now)
-            if self.writer:
-                self.send(number)
-            until = begin + number / self.options.rate - time.monotonic()
-            await asyncio.wait([asyncio.create_task(self.ending.wait())], timeout=max(0, until))
+        ending = asyncio.create_task(self.ending.wait())
+        begin = time.monotonic()
+        while not ending.done():
+            if self.options.rate:
+                self.offer()
+            until = begin + self.number / self.options.rate - time.monotonic() if self.options.rate else 3600
+            await asyncio.wait([ending], timeout=max(0, until))
         end = time.monotonic() + self.options.settle
         while self.pending and time.monotonic() < end:
             await asyncio.sleep(0.05)

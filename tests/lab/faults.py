@@ -72,7 +72,8 @@ class Faults:
         """Start the broker; the doors towards the providers open once the recorder is back.
 
         Else the gateway could deliver before the cloud's own subscriber exists, and the count would
-        blame the gateway for it. Until then the doors refuse, exactly as with no broker.
+        blame the gateway for it. Until then the doors refuse, exactly as with no broker. Gives the wall time at
+        which they opened.
         """
         recorders = self.recorders_subscribed()
         self.run(plan.CLOUD, 'nft add rule inet fault doors iifname != "lo" meta l4proto tcp reject with tcp reset')
@@ -82,7 +83,8 @@ class Faults:
             wait_for(lambda: self.recorders_subscribed() > recorders or not self.recording, 10,
                      "the recorder to subscribe again")
         finally:
-            self.run(plan.CLOUD, "nft flush chain inet fault doors")
+            opened = self.run(plan.CLOUD, "nft flush chain inet fault doors; date +%s.%N").stdout
+        return float(opened)
 
     def broker_restart(self):
         self.broker_kill()

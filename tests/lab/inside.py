@@ -61,6 +61,7 @@ def networks(delays):
         sh(f"ip -n {up.name} address add {up.wan}/30 dev wan && ip -n {up.name} link set wan up")
         sh(f"ip -n {plan.CLOUD} address add {up.wan_cloud}/30 dev {up.name}")
         sh(f"ip -n {plan.CLOUD} link set {up.name} up")
+        acquainted(up)
         sh(f"ip -n {up.name} route add default via {up.wan_cloud}")
         plug(up)
         sh(f"{in_ns} nft -f -", provider_rules(up))
@@ -77,6 +78,13 @@ def long_distance(up, milliseconds):
     wire = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     if wire.stdout.readline() != b"ready\n":
         sys.exit("lab: delays need /dev/net/tun (CONFIG_TUN)")
+
+
+def acquainted(up):
+    """Both ends of the long line know each other, as routers in use do: else the first packet waits for ARP."""
+    sh(f"""hardware() {{ ip -n $1 -o link show $2 | sed 's/.*link.ether //; s/ .*//'; }}
+ip -n {up.name} neigh replace {up.wan_cloud} lladdr $(hardware {plan.CLOUD} {up.name}) dev wan nud permanent
+ip -n {plan.CLOUD} neigh replace {up.wan} lladdr $(hardware {up.name} wan) dev {up.name} nud permanent""")
 
 
 def plug(up):

@@ -33,7 +33,7 @@ class Count:
 
 
 class Load:
-    """A stream of numbered QoS 1 messages from a local client to the cloud's recorder."""
+    """Numbered QoS 1 messages from a local client to the cloud's recorder: a stream, or at rate 0 by `offer`."""
 
     made = 0
 
@@ -45,6 +45,8 @@ class Load:
         self.topic = f"load/{self.name}"
         self.out = f"{plan.RUN}/{self.name}.jsonl"
         self.ended = None
+        self.written = Tail(lab, self.out)
+        self.recorded = Tail(lab, lab.recording_file)
 
     def __enter__(self):
         return self.start()
@@ -54,11 +56,19 @@ class Load:
             self.stop(settle=0)
 
     def start(self):
+        self.recorded.skip()
         self.lab.start(self.name, self.ns, [
             "/usr/bin/python3", os.path.join(HERE, "client.py"), "publish", "--topic", self.topic, "--id", self.name,
             "--rate", str(self.rate), "--size", str(self.size), "--port", str(self.port), "--out", self.out])
         wait_for(self.lab.path(self.out).exists, 5, "the publisher to start")
         return self
+
+    def offer(self):
+        """One message now, whatever the rate. Gives its number and the wall time at which it was offered."""
+        before = len(self.offers())
+        self.lab.send_signal(self.name, signal.SIGUSR1)
+        wait_for(lambda: len(self.offers()) > before, 5, "the publisher to offer a message", every=0.005)
+        return self.offers()[before]
 
     def stop(self, settle=30):
         """No more offers; wait until all of it is acknowledged and has arrived, at most `settle` seconds."""
@@ -76,7 +86,7 @@ class Load:
 
     def count(self):
         offered, acked = {}, {}
-        for line in read(self.lab, self.out):
+        for line in self.lines():
             if "offered" in line:
                 offered[line["n"]] = line["offered"]
             elif "acked" in line:
@@ -91,12 +101,19 @@ class Load:
 
     def acked(self):
         """The numbers that were acknowledged."""
-        return {line["n"] for line in read(self.lab, self.out) if "acked" in line}
+        return {line["n"] for line in self.lines() if "acked" in line}
+
+    def offers(self):
+        """[(number, time)]"""
+        return [(line["n"], line["offered"]) for line in self.lines() if "offered" in line]
+
+    def lines(self):
+        return self.written.lines()
 
     def arrivals(self):
         """[(time, number)] as the cloud saw them."""
-        return [(line["at"], int(line["payload"].split()[0])) for line in arrivals(self.lab)
-                if line["topic"].endswith(self.topic) and not line["retain"]]
+        return [(line["at"], int(line["payload"].split()[0])) for line in self.recorded.lines()
+                if line.get("topic", "").endswith(self.topic) and not line["retain"]]
 
     def pause(self, since, until=None):
         """Longest time without an arrival between two moments.
@@ -109,22 +126,57 @@ class Load:
         marks = [before[-1] if before else since] + [at for at in times if at >= since] + [until]
         return max(later - earlier for earlier, later in zip(marks, marks[1:]))
 
+    def gap(self, since, until=None):
+        """(seconds, began): the longest time without an arrival between two moments, less one message interval.
+
+        Where the publisher itself waited longer than an interval before a message, that much is taken off instead.
+        """
+        offered, interval = dict(self.offers()), 1 / self.rate
+        arrivals = [(at, number) for at, number in self.arrivals()
+                    if since - 1 < at <= (until or at)]
+        first = max((index for index, (at, _) in enumerate(arrivals) if at < since), default=0)
+        return max(((at - earlier - max(interval, offered[number] - offered[before]), earlier)
+                    for (earlier, before), (at, number) in zip(arrivals[first:], arrivals[first + 1:])),
+                   default=(0.0, since))
+
+    def told(self, since, until):
+        """What became of the messages offered between two moments: (number, offered, acked or None, [arrived])."""
+        acked = {line["n"]: line["acked"] for line in self.lines() if "acked" in line}
+        arrivals = self.arrivals()
+        return [(number, offered, acked.get(number), [at for at, arrived in arrivals if arrived == number])
+                for number, offered in self.offers() if since < offered < until]
+
     def wait_flow(self, since, within=30, messages=3):
         """Until some messages that were offered after `since` have arrived."""
         def flowing():
-            sent = {line["n"] for line in read(self.lab, self.out) if line.get("offered", 0) > since}
+            sent = {number for number, offered in self.offers() if offered > since}
             return len(sent & {number for at, number in self.arrivals() if at > since}) >= messages
         wait_for(flowing, within, "fresh messages to arrive", every=0.1)
 
 
-def arrivals(lab):
-    return [line for line in read(lab, lab.recording_file) if "topic" in line]
+class Tail:
+    """The whole lines of a growing JSON-lines file inside the lab; each is read once."""
 
+    def __init__(self, lab, path):
+        self.lab, self.path = lab, path
+        self.offset = 0
+        self.seen = []
 
-def read(lab, path):
-    """The whole lines of a JSON-lines file inside the lab."""
-    try:
-        content = lab.path(path).read_text()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in content.splitlines(keepends=True) if line.endswith("\n")]
+    def skip(self):
+        """Leave out what is there already."""
+        try:
+            self.offset = self.lab.path(self.path).stat().st_size
+        except FileNotFoundError:
+            pass
+
+    def lines(self):
+        try:
+            with self.lab.path(self.path).open("rb") as file:
+                file.seek(self.offset)
+                fresh = file.read()
+        except FileNotFoundError:
+            return self.seen
+        whole = fresh[:fresh.rfind(b"\n") + 1]
+        self.offset += len(whole)
+        self.seen += [json.loads(line) for line in whole.splitlines()]
+        return self.seen
