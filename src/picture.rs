@@ -71,15 +71,14 @@ impl Picture {
     pub fn document(&self, control: &Control, hands: &Hands) -> Map<String, Value> {
         let status = control.status();
         let live = self.live(&status, hands);
-        api::status_document(&status, &live, WallClock { now: clock::now(), wall_ms: clock::wall().as_millisecond() })
+        api::status_document(&status, &live, wall_clock())
     }
 
     /// What the cloud is told of the outage that has just ended; nothing without `cloud.base`.
     pub fn outage_report(&self, control: &Control) -> Option<Draft> {
         let base = Some(&self.config.cloud.base).filter(|base| !base.is_empty())?;
         let status = control.status();
-        let clock = WallClock { now: clock::now(), wall_ms: clock::wall().as_millisecond() };
-        let mut report = api::status_document(&status, &Live::default(), clock).remove("last_outage")?;
+        let mut report = api::status_document(&status, &Live::default(), wall_clock()).remove("last_outage")?;
         let report = report.as_object_mut()?;
         report.insert("queued".into(), status.delivery.messages.into());
         report.insert("dropped".into(), 0.into());
@@ -123,6 +122,11 @@ impl Picture {
         };
         Live { uplinks, session, outbox }
     }
+}
+
+/// Both clocks at this moment.
+pub fn wall_clock() -> WallClock {
+    WallClock { now: clock::now(), wall_ms: clock::wall().as_millisecond() }
 }
 
 fn server_name(server: &Server) -> String {

@@ -88,6 +88,12 @@ fn every_verb_asks_what_it_should() {
         (&["failover", "set", "wifi,cell"], json!({"verb": "failover-set", "list": ["wifi", "cell"]})),
         (&["failover", "set", ""], json!({"verb": "failover-set", "list": []})),
         (&["failover", "clear"], json!({"verb": "failover-clear"})),
+        (&["failback"], json!({"verb": "failback-show"})),
+        (&["failback", "now", "--timeout", "5s"], json!({"verb": "failback-now", "timeout": "5s"})),
+        (&["failback", "never"], json!({"verb": "failback-set", "mode": "never"})),
+        (&["failback", "auto", "--for", "2d"], json!({"verb": "failback-set", "mode": "auto", "for": "2d"})),
+        (&["inhibit"], json!({"verb": "inhibit"})),
+        (&["inhibit", "10min"], json!({"verb": "inhibit", "for": "10min"})),
         (&["connect"], json!({"verb": "connect"})),
         (
             &["--json", "connect", "--via", "wlan0", "--timeout=5s"],
@@ -137,7 +143,14 @@ fn wrong_usage_exits_2_and_says_what_to_write() {
         (&["statsu"], "did you mean \"status\"?"),
         (&["status", "--wacth"], "did you mean \"--watch\"?"),
         (&["status", "--via", "x"], "status takes no option \"--via\""),
-        (&["connect", "--for", "5s"], "unknown option \"--for\""),
+        (&["connect", "--for", "5s"], "connect takes no option \"--for\""),
+        (&["failback", "nwo"], "failback nwo: write now, auto, never or nothing; did you mean \"now\"?"),
+        (&["failback", "now", "then"], "failback now then: write now, auto, never or nothing"),
+        (&["failback", "manual"], "belongs into the configuration (failover.failback)"),
+        (&["failback", "now", "--for", "5s"], "failback now takes no option \"--for\""),
+        (&["failback", "--timeout", "5s"], "failback takes no option \"--timeout\""),
+        (&["failback", "now", "--timeout", "5"], "write for example \"5s\""),
+        (&["inhibit", "5s", "6s"], "inhibit takes one duration"),
         (&["status", "now"], "status takes no \"now\""),
         (&["failover", "put"], "write show, set NAME... or clear"),
         (&["publish"], "TOPIC [PAYLOAD|-]"),
@@ -225,6 +238,35 @@ fn publish_exits_by_its_result() {
     let (code, out, _) = result("would-block", json!(null)).run(&["publish", "a", "b", "--json"]);
     let out: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, out), (1, json!({"result": "would-block", "stage": null})));
+}
+
+#[test]
+fn the_way_back_is_told_in_three_lines() {
+    let soon = || (jiff::Timestamp::now() + jiff::SignedDuration::from_secs(599)).to_string();
+    let holds = json!({"mode": "auto", "until": null, "target": "wlan0", "eligible_in_ms": 30_000,
+                       "held_because": "hold-down", "inhibited_until": null});
+    let (code, out, _) = daemon(&[good(holds)]).run(&["failback"]);
+    let want = "failback   auto, as configured\nreturn     to wlan0 in 30s (hold-down)\ninhibited  no\n";
+    assert_eq!((code, out.as_str()), (0, want));
+    let holds = json!({"mode": "never", "until": soon(), "target": null, "eligible_in_ms": null,
+                       "held_because": null, "inhibited_until": soon()});
+    let (_, out, _) = daemon(&[good(holds)]).run(&["failback", "never"]);
+    let lines: Vec<&str> = out.lines().collect();
+    assert!(lines[0].starts_with("failback   never until 20"), "{out}");
+    assert!(lines[0].ends_with("Z (for 9min 58s); for good, set failover.failback"), "{out}");
+    assert_eq!(lines[1], "return     no better uplink is ready");
+    assert!(lines[2].starts_with("inhibited  until 20") && lines[2].ends_with("Z (for 9min 58s)"), "{out}");
+}
+
+#[test]
+fn going_back_now_says_what_came_of_it() {
+    let now = |result: Value| daemon(&[result]).run(&["failback", "now"]);
+    let moved = |result: &str| good(json!({"result": result, "uplink": "wlan0"}));
+    assert_eq!(now(moved("moved")), (0, "moved to wlan0\n".into(), String::new()));
+    assert_eq!(now(moved("nothing-better")), (0, "stays on wlan0: nothing better is there\n".into(), String::new()));
+    let why = "traffic stays on wwan0: the better uplink: no carrier (no-link)";
+    let (code, out, errors) = now(json!({"ok": false, "code": 1, "message": why, "reason": "no-link"}));
+    assert_eq!((code, out.as_str(), errors), (1, "", format!("switchback: {why}\n")));
 }
 
 fn status() -> Value {

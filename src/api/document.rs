@@ -151,6 +151,7 @@ pub fn status_document(status: &Status, live: &Live, clock: WallClock) -> Map<St
     put("outbox", outbox(status, live, clock));
     put("last_outage", status.last_outage.as_ref().map_or(Value::Null, |outage| self::outage(outage, clock)));
     put("failback", failback(status, clock));
+    put("inhibited_until", inhibited_until(status, clock));
     document
 }
 
@@ -220,10 +221,16 @@ fn outage(outage: &OutageStatus, clock: WallClock) -> Value {
     })
 }
 
+fn inhibited_until(status: &Status, clock: WallClock) -> Value {
+    status.inhibited_until.map_or(Value::Null, |at| clock.text(at))
+}
+
 /// Always an object: on the best uplink there is no target.
 fn failback(status: &Status, clock: WallClock) -> Value {
     let failback = status.failback.as_ref();
     json!({
+        "mode": status.failback_mode.to_string(),
+        "until": status.failback_until.map(|at| clock.text(at)),
         "target": failback.map(|f| known_as(status, f.target).to_string()),
         "eligible_in_ms": failback.and_then(|f| f.eligible_at).map_or(Value::Null, |at| clock.wait_ms(at)),
         "held_because": failback.map(|f| f.held_because),
@@ -268,6 +275,17 @@ impl PublishResult {
     }
 }
 
+/// The document of `failback` (show and set) and `inhibit`: what holds and until when an operator said so, what traffic
+/// waits for to return, and until when planned moves are held off.
+pub fn failback_document(status: &Status, clock: WallClock) -> Map<String, Value> {
+    let mut document = match failback(status, clock) {
+        Value::Object(document) => document,
+        _ => Map::new(),
+    };
+    document.insert("inhibited_until".into(), inhibited_until(status, clock));
+    document
+}
+
 /// The document of `publish`: the furthest stage reached (`null` for none) and the result. Anything but `accepted`
 /// makes the command line exit 1.
 pub fn publish_document(stage: Option<PublishStage>, result: PublishResult) -> Map<String, Value> {
@@ -277,8 +295,8 @@ pub fn publish_document(stage: Option<PublishStage>, result: PublishResult) -> M
     document
 }
 
-/// The document of `connect`, `disconnect`, `reconnect` and `flush`: `connecting`, `connected`, `disconnected` or
-/// `flushed`, and the uplink where there is one.
+/// The document of `connect`, `disconnect`, `reconnect`, `flush` and `failback now`: `connecting`, `connected`,
+/// `disconnected`, `flushed`, `moved` or `nothing-better`, and the uplink where there is one.
 pub fn result_document(result: &str, uplink: Option<Name>) -> Map<String, Value> {
     let mut document = Map::new();
     document.insert("result".into(), result.into());
@@ -348,7 +366,7 @@ mod tests {
             }),
             failback_mode: switchback_control::Failback::Auto,
             failback_until: None,
-            inhibited_until: None,
+            inhibited_until: Some(at(160_000)),
             last_switch: None,
             failback: Some(FailbackStatus {
                 target: name("wlan0"),
@@ -361,14 +379,14 @@ mod tests {
 
     /// The keys of the contract, literally.
     const KEYS: &str = "state connected uplink class since last_inbound_ms next_attempt_ms session failover uplinks \
-                        outbox last_outage failback";
+                        outbox last_outage failback inhibited_until";
     const SESSION: &str = "id server protocol tls present rtt_ms";
     const FAILOVER: &str = "stored walk index";
     const UPLINK: &str = "name class step usable reason metered rtt_ms loss signal bytes_up bytes_down liveness_bytes \
                           address send_buffer";
     const OUTBOX: &str = "messages bytes oldest_s in_flight dropped classes";
     const OUTAGE: &str = "first_cause last_reason began ended attempts uplinks_tried detected_ms gap_ms";
-    const FAILBACK: &str = "target eligible_in_ms held_because";
+    const FAILBACK: &str = "mode until target eligible_in_ms held_because";
 
     fn assert_keys(value: &Value, keys: &str) {
         let mut have: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
@@ -390,6 +408,8 @@ mod tests {
             assert_keys(&document["outbox"], OUTBOX);
             assert_keys(&document["last_outage"], OUTAGE);
             assert_keys(&document["failback"], FAILBACK);
+            let failback = Value::Object(failback_document(&online(), CLOCK));
+            assert_keys(&failback, &format!("{FAILBACK} inhibited_until"));
         }
     }
 
@@ -422,6 +442,7 @@ mod tests {
         assert_eq!(document["last_inbound_ms"], 412);
         assert_eq!(document["next_attempt_ms"], Value::Null);
         assert_eq!(document["failback"]["eligible_in_ms"], 30_000);
+        assert_eq!(document["inhibited_until"], "2026-11-20T00:01:00.000Z");
         assert_eq!(document["outbox"]["oldest_s"], 12);
         let outage = &document["last_outage"];
         assert_eq!((&outage["detected_ms"], &outage["gap_ms"]), (&json!(500), &json!(1000)));

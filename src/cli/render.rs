@@ -78,6 +78,14 @@ fn since(value: &Value) -> String {
     format!("{}{ago}", clock(at))
 }
 
+/// A time to come as people read it, and how long it is until then by this machine's clock.
+fn until(value: &Value) -> Option<String> {
+    let at = value.as_str()?.parse::<Timestamp>().ok()?;
+    let left = at.as_millisecond().saturating_sub(Timestamp::now().as_millisecond());
+    let left = u64::try_from(left).map(|left| format!(" (for {})", span(left))).unwrap_or_default();
+    Some(format!("until {}{left}", clock(at)))
+}
+
 fn clock(at: Timestamp) -> String {
     format!("{at:.0}").replacen('T', " ", 1)
 }
@@ -209,6 +217,31 @@ pub fn failover(document: &Value) -> String {
         out += &format!("absent  {absent}\n");
     }
     out
+}
+
+/// `failback` but for `now`, and `inhibit`: what holds.
+pub fn way_back(document: &Value) -> String {
+    let mode = plain(&document["mode"]);
+    let mode = match until(&document["until"]) {
+        Some(until) => format!("{mode} {until}; for good, set failover.failback"),
+        None => format!("{mode}, as configured"),
+    };
+    let back = match document["target"].as_str() {
+        Some(_) => failback(document, Duration::ZERO),
+        None => "no better uplink is ready".into(),
+    };
+    let inhibited = until(&document["inhibited_until"]).unwrap_or_else(|| "no".into());
+    format!("failback   {mode}\nreturn     {back}\ninhibited  {inhibited}\n")
+}
+
+/// `failback now`.
+pub fn returned(document: &Value) -> String {
+    let uplink = plain(&document["uplink"]);
+    match document["result"].as_str() {
+        Some("moved") => format!("moved to {uplink}\n"),
+        Some("nothing-better") => format!("stays on {uplink}: nothing better is there\n"),
+        _ => result(document),
+    }
 }
 
 /// `connect`, `disconnect`, `reconnect`, `flush`.
