@@ -279,7 +279,7 @@ fn status() -> Value {
         "uplinks": [
             {"name": "wlan0", "class": "wifi", "step": "no-internet", "usable": false, "reason": "no-server",
              "metered": false, "rtt_ms": null, "loss": 0.2, "signal": 71, "bytes_up": 1_234_567, "bytes_down": 999,
-             "liveness_bytes": 408, "address": "192.0.2.7", "send_buffer": null},
+             "liveness_bytes": 408, "spare_handshakes": 1, "warm": true, "address": "192.0.2.7", "send_buffer": null},
             {"name": "wwan0", "class": "cell", "step": "online", "usable": true, "reason": null, "metered": true,
              "rtt_ms": 31.0, "loss": 0.0, "signal": null, "bytes_up": 1, "bytes_down": 2, "liveness_bytes": 0,
              "address": "\u{1b}[2J", "send_buffer": 65536}
@@ -288,7 +288,12 @@ fn status() -> Value {
         "last_outage": {"first_cause": "no-link", "last_reason": "no-server", "began": "2026-11-20T07:59:59.500Z",
                         "ended": "2026-11-20T08:00:00.000Z", "attempts": 2, "uplinks_tried": 2, "detected_ms": 500,
                         "gap_ms": 1000},
-        "failback": {"target": "wlan0", "eligible_in_ms": 30_000, "held_because": "hold-down"}
+        "last_switch": {"from": "wlan0", "to": "wwan0", "why": "acknowledgement-limit", "at": "2026-11-20T08:00:00.000Z",
+                        "detection_ms": 560, "switch_ms": 42, "pause_ms": 610, "in_flight": 3, "repeated": 1,
+                        "refused": 0},
+        "switches": [], "inhibited_until": null,
+        "failback": {"mode": "auto", "until": null, "target": "wlan0", "eligible_in_ms": 30_000,
+                     "held_because": "hold-down"}
     })
 }
 
@@ -308,14 +313,17 @@ fn status_fits_one_screen() {
             "list        wifi cell -> wlan0 wwan0 eth0",
             "failback    to wlan0 in 30s (hold-down)",
             lines[7],
+            lines[8],
             "",
-            "   UPLINK  CLASS  STEP         REASON     COST     RTT    LOSS  SIGNAL  UP      DOWN   LIVENESS  ADDRESS",
-            "   wlan0   wifi   no-internet  no-server  free     -      20 %  71 %    1.2 MB  999 B  408 B     192.0.2.7",
-            "*  wwan0   cell   online       -          metered  31 ms  0 %   -       1 B     2 B    0 B       ?[2J",
+            "   UPLINK  CLASS  STEP         SPARE  REASON     COST     RTT    LOSS  SIGNAL  UP      DOWN   LIVENESS  ADDRESS",
+            "   wlan0   wifi   no-internet  warm   no-server  free     -      20 %  71 %    1.2 MB  999 B  408 B     192.0.2.7",
+            "*  wwan0   cell   online       -      -          metered  31 ms  0 %   -       1 B     2 B    0 B       ?[2J",
         ],
         "{out}"
     );
     assert!(lines[7].contains("lasted 1.0s, seen after 500ms, no-link, then no-server, 2 attempts"), "{out}");
+    let switch = ", wlan0 to wwan0, acknowledgement-limit seen after 560ms, moved in 42ms, pause 610ms";
+    assert!(lines[8].starts_with("last switch 2026-11-20 08:00:00Z") && lines[8].ends_with(switch), "{out}");
     assert!(!out.contains('\u{1b}') && lines.len() <= 24);
 }
 

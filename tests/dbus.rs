@@ -37,6 +37,8 @@ async fn busctl_reads_every_property_with_its_type() {
     assert_eq!(read("Uplinks").await, "aa{sv} 2 2 \"name\" s \"wlan0\" \"usable\" b true 1 \"name\" s \"wwan0\"");
     assert_eq!(read("Outbox").await, "a{sv} 1 \"messages\" x 3");
     assert_eq!(read("LastOutage").await, "a{sv} 0");
+    assert_eq!(read("LastSwitch").await, "a{sv} 2 \"from\" s \"eth0\" \"switch_ms\" x 42");
+    assert_eq!(read("Switches").await, "aa{sv} 0");
     assert_eq!(read("Failback").await, "a{sv} 0");
     assert_eq!(read("InhibitedUntil").await, "s \"\"");
 }
@@ -300,6 +302,7 @@ impl Front {
             "failover": {"stored": ["wifi", "cell"], "walk": ["wlan0", "wwan0"], "index": 0},
             "uplinks": [{"name": "wlan0", "usable": true}, {"name": "wwan0", "reason": null}],
             "outbox": {"messages": 3}, "last_outage": null, "failback": null,
+            "last_switch": {"from": "eth0", "switch_ms": 42, "pause_ms": null}, "switches": [],
         });
         let (status, shown) = watch::channel(Arc::new(document.as_object().unwrap().clone()));
         let (notices, told) = broadcast::channel(16);

@@ -149,12 +149,25 @@ fn rate(seeds: u64, hours: u64, rate: Rate) -> Summary {
 
 #[test]
 fn the_world_loses_as_a_kernel_does() {
-    for (rtt, loss) in [(20, [20, 20]), (20, [50, 50]), (100, [50, 50]), (20, [200, 200]), (20, [500, 0]), (20, [0, 500]), (20, [500, 500])] {
+    for (rtt, loss) in [
+        (20, [20, 20]),
+        (20, [50, 50]),
+        (100, [50, 50]),
+        (20, [200, 200]),
+        (20, [500, 0]),
+        (20, [0, 500]),
+        (20, [500, 500]),
+    ] {
         let found = rate(12, 1, Rate { rtt, loss, alternative: false, dies: None });
         let mut silences = found.silences;
         silences.sort_unstable();
         let at = |p: f64| silences[((silences.len() as f64 * p) as usize).min(silences.len() - 1)];
-        println!("{rtt} ms {loss:?}: {} silences, {:?}, dropped {}", silences.len(), [0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999].map(at), found.dropped.len());
+        println!(
+            "{rtt} ms {loss:?}: {} silences, {:?}, dropped {}",
+            silences.len(),
+            [0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999].map(at),
+            found.dropped.len()
+        );
         let over = |ms: u32| silences.iter().filter(|s| **s > ms).count() as f64 / silences.len() as f64 * 1e4;
         println!("   over, of 10,000: {:.1?}", [200, 300, 500, 700, 1000, 1500, 2000, 3000, 5000, 8000].map(over));
     }
@@ -165,7 +178,13 @@ fn false_moves() {
     let days = number("SWITCHBACK_SIM_DAYS").unwrap_or(2);
     for loss in [20, 50, 200] {
         let found = rate(days, 24, Rate { rtt: 20, loss: [loss, loss], alternative: true, dies: None });
-        println!("{loss} per mille: {} left, {} dropped in {} h, {} dials", found.left.len(), found.dropped.len(), found.hours, found.dials);
+        println!(
+            "{loss} per mille: {} left, {} dropped in {} h, {} dials",
+            found.left.len(),
+            found.dropped.len(),
+            found.hours,
+            found.dials
+        );
     }
 }
 
@@ -181,7 +200,11 @@ fn detection() {
             all.extend(found.left.iter().find(|at| **at >= dies).map(|at| at - dies));
         }
         all.sort_unstable();
-        println!("dead after {loss} per mille: {} left after {:?}", all.len(), [0.1, 0.5, 0.9, 0.99].map(|p| all[(all.len() as f64 * p) as usize]));
+        println!(
+            "dead after {loss} per mille: {} left after {:?}",
+            all.len(),
+            [0.1, 0.5, 0.9, 0.99].map(|p| all[(all.len() as f64 * p) as usize])
+        );
     }
     for loss in [[500, 500], [500, 0], [0, 500], [300, 300]] {
         let mut all = Vec::new();
@@ -191,7 +214,10 @@ fn detection() {
             all.push(world.run_rough().left.first().map_or(3_600_000, |at| at - 61_000));
         }
         all.sort_unstable();
-        println!("brown-out {loss:?}: left after {:?}", [0.1, 0.5, 0.9, 0.99].map(|p| all[(all.len() as f64 * p) as usize]));
+        println!(
+            "brown-out {loss:?}: left after {:?}",
+            [0.1, 0.5, 0.9, 0.99].map(|p| all[(all.len() as f64 * p) as usize])
+        );
     }
 }
 

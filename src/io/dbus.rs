@@ -196,14 +196,17 @@ fn changed<'v>(old: &Map<String, Value>, new: &Map<String, Value>) -> HashMap<&'
         ("failover", "Failover"),
         ("outbox", "Outbox"),
         ("last_outage", "LastOutage"),
+        ("last_switch", "LastSwitch"),
         ("failback", "Failback"),
     ] {
         if differs(key) {
             changed.insert(name, Variant::from(dict(new, key)));
         }
     }
-    if differs("uplinks") {
-        changed.insert("Uplinks", Variant::from(dicts(new, "uplinks")));
+    for (key, name) in [("uplinks", "Uplinks"), ("switches", "Switches")] {
+        if differs(key) {
+            changed.insert(name, Variant::from(dicts(new, key)));
+        }
     }
     changed
 }
@@ -408,6 +411,18 @@ impl Service {
     #[zbus(property)]
     fn last_outage(&self) -> Dict {
         dict(&self.status.borrow(), "last_outage")
+    }
+
+    /// The record of the last move to another uplink.
+    #[zbus(property)]
+    fn last_switch(&self) -> Dict {
+        dict(&self.status.borrow(), "last_switch")
+    }
+
+    /// How often traffic moved since the start, by from, to and reason.
+    #[zbus(property)]
+    fn switches(&self) -> Vec<Dict> {
+        dicts(&self.status.borrow(), "switches")
     }
 
     /// What keeps traffic from returning to a better uplink.

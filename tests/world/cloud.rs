@@ -88,7 +88,16 @@ impl Path {
     }
 
     pub fn of(base: u64) -> Path {
-        Path { mode: Mode::Up, rtt: base, jitter: base / 10, loss: [0; 2], base, lossy_at: 0, healthy_since: 0, faults: 0 }
+        Path {
+            mode: Mode::Up,
+            rtt: base,
+            jitter: base / 10,
+            loss: [0; 2],
+            base,
+            lossy_at: 0,
+            healthy_since: 0,
+            faults: 0,
+        }
     }
 
     pub fn heal(&mut self, now: u64) {
@@ -139,7 +148,17 @@ struct Lane<T> {
 impl<T> Default for Lane<T> {
     fn default() -> Lane<T> {
         let queue = VecDeque::new();
-        Lane { queue, tries: 0, waiting: false, stuck_since: 0, arrives: 0, timeout: 0, doublings: 0, sent: 0, again: 0 }
+        Lane {
+            queue,
+            tries: 0,
+            waiting: false,
+            stuck_since: 0,
+            arrives: 0,
+            timeout: 0,
+            doublings: 0,
+            sent: 0,
+            again: 0,
+        }
     }
 }
 
@@ -400,7 +419,8 @@ impl World {
         let counts = matches!(self.plan.profile, Profile::Rate(_)) && !self.calm;
         let Some(conn) = self.conns.get_mut(&id) else { return };
         let oldest = conn.asked.values().min().copied();
-        if let Some(oldest) = oldest.filter(|_| counts && now > conn.last_down && self.nets[conn.net].path.worst() > 0) {
+        if let Some(oldest) = oldest.filter(|_| counts && now > conn.last_down && self.nets[conn.net].path.worst() > 0)
+        {
             self.summary.silences.push((now - oldest.max(conn.last_down)) as u32);
         }
         conn.last_down = now;

@@ -523,7 +523,15 @@ impl World {
         }
         o.live.insert(
             attempt,
-            Dialled { interface, born: now, proved: false, silent: true, said_connect: false, window: 0, sent: BTreeSet::new() },
+            Dialled {
+                interface,
+                born: now,
+                proved: false,
+                silent: true,
+                said_connect: false,
+                window: 0,
+                sent: BTreeSet::new(),
+            },
         );
         o.dials.push_back(now);
         while o.dials.front().is_some_and(|at| at + 10_000 < now) {
