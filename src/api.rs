@@ -11,12 +11,13 @@ mod explain;
 mod verb;
 
 pub use document::{
-    Live, LiveOutbox, LiveSession, LiveUplink, PublishResult, WallClock, failover_document, publish_document,
-    result_document, rfc3339_ms, rfc3339_us, status_document,
+    Live, LiveOutbox, LiveSession, LiveUplink, PublishResult, WallClock, failback_document, failover_document,
+    publish_document, result_document, rfc3339_ms, rfc3339_us, status_document,
 };
 pub use explain::{explain_document, in_words};
 pub use verb::{
-    EVENTS_MAX, FLUSH_TIMEOUT, LIST_MAX, PAYLOAD_MAX, PUBLISH_TIMEOUT, PublishStage, Since, TIMEOUT_MAX, Verb,
+    EVENTS_MAX, FLUSH_TIMEOUT, LIST_MAX, PAYLOAD_MAX, PUBLISH_TIMEOUT, PublishStage, RETURN_TIMEOUT, Since,
+    TIMEOUT_MAX, Verb,
 };
 
 use serde_json::{Map, Value};

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
-use crate::api::{FLUSH_TIMEOUT, PAYLOAD_MAX, PUBLISH_TIMEOUT, TIMEOUT_MAX, base64};
-use crate::config::parse_duration;
+use crate::api::{FLUSH_TIMEOUT, PAYLOAD_MAX, PUBLISH_TIMEOUT, RETURN_TIMEOUT, TIMEOUT_MAX, base64};
+use crate::config::{nearest, parse_duration};
 use arguments::Arguments;
 use client::Client;
 
@@ -132,6 +132,10 @@ fn dispatch(arguments: &Arguments, output: &mut Output<'_>) -> Result<u8, Proble
         ["failover", "set", names @ ..] => failover(arguments, "failover-set", Some(names), output),
         ["failover", "clear"] => failover(arguments, "failover-clear", None, output),
         ["failover", other, ..] => Err(Problem::usage(format!("failover {other}: write show, set NAME... or clear"))),
+        ["failback", rest @ ..] => failback(arguments, rest, output),
+        ["inhibit"] => inhibit(arguments, None, output),
+        ["inhibit", limit] => inhibit(arguments, Some(limit), output),
+        ["inhibit", ..] => Err(Problem::usage("inhibit takes one duration: switchback inhibit 10min")),
         ["connect"] => timed(arguments, "connect", Duration::ZERO, output),
         ["disconnect"] => timed(arguments, "disconnect", FLUSH_TIMEOUT, output),
         ["reconnect"] => timed(arguments, "reconnect", Duration::ZERO, output),
@@ -202,6 +206,47 @@ fn failover(arguments: &Arguments, verb: &str, names: Option<&[&str]>, output: &
     });
     let document = ask(arguments, verb, list.unwrap_or_default(), Duration::ZERO)?;
     output.answer(&document, render::failover)?;
+    Ok(0)
+}
+
+fn failback(arguments: &Arguments, words: &[&str], output: &mut Output<'_>) -> Result<u8, Problem> {
+    let (verb, option) = match words {
+        [] | ["show"] => ("failback-show", ""),
+        ["now"] => ("failback-now", "timeout"),
+        ["auto" | "never"] => ("failback-set", "for"),
+        ["manual"] => {
+            let message = "failback manual: that belongs into the configuration (failover.failback); for a while, \
+                           `failback never` does the same";
+            return Err(Problem::usage(message));
+        }
+        [other, ..] => {
+            let near = nearest(other, ["now", "auto", "never", "show"]);
+            let hint = near.map(|near| format!("; did you mean \"{near}\"?")).unwrap_or_default();
+            let words = words.join(" ");
+            return Err(Problem::usage(format!("failback {words}: write now, auto, never or nothing{hint}")));
+        }
+    };
+    if let Some(name) = arguments.options.keys().find(|name| *name != option) {
+        let words = words.iter().map(|word| format!(" {word}")).collect::<String>();
+        return Err(Problem::usage(format!("failback{words} takes no option \"--{name}\"")));
+    }
+    let mut options = arguments.options.clone();
+    if let [mode @ ("auto" | "never")] = words {
+        options.insert("mode".into(), (*mode).into());
+    }
+    let limit = if verb == "failback-now" { arguments.limit(RETURN_TIMEOUT)? } else { Duration::ZERO };
+    let document = ask(arguments, verb, options, limit)?;
+    output.answer(&document, |document| match verb {
+        "failback-now" => render::returned(document),
+        _ => render::way_back(document),
+    })?;
+    Ok(0)
+}
+
+fn inhibit(arguments: &Arguments, limit: Option<&str>, output: &mut Output<'_>) -> Result<u8, Problem> {
+    let options = limit.map(|limit| object(json!({ "for": limit }))).unwrap_or_default();
+    let document = ask(arguments, "inhibit", options, Duration::ZERO)?;
+    output.answer(&document, render::way_back)?;
     Ok(0)
 }
 

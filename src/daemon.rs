@@ -162,8 +162,7 @@ impl Daemon {
             Action::Ping { attempt } => cloud.ping(attempt),
             Action::Measure { attempt } => cloud.measure(attempt),
             Action::Prefer { interface } => network_manager.prefer(interface),
-            // The journal has noted it.
-            Action::Record(_) => {}
+            Action::Record(switch) => self.picture.count(&switch),
             Action::Drain { attempt } => cloud.drain(attempt),
             Action::Admit { ticket, seq } => corridor.admit(ticket, seq),
             Action::Transmit { attempt, seq, again } => cloud.transmit(attempt, seq, again),

@@ -10,20 +10,20 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::{Map, Value};
-use switchback_control::{Command, Control, Event, Name, Outcome, Reason, Request};
+use switchback_control::{Command, Control, Event, Name, Order, Outcome, Reason, Request, Status};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::api::{
-    Call, Failure, PublishResult, PublishStage, Reply, Since, Verb, explain_document, failover_document,
-    publish_document, result_document,
+    Call, Failure, PublishResult, PublishStage, Reply, Since, Verb, explain_document, failback_document,
+    failover_document, in_words, publish_document, result_document,
 };
 use crate::config::Config;
 use crate::corridor::{Corridor, Draft, Refusal};
 use crate::daemon::Hands;
 use crate::io::black_box::{BlackBox, Query};
 use crate::io::clock;
-use crate::picture::Picture;
+use crate::picture::{Picture, wall_clock};
 use crate::topics::{Way, way_up};
 
 /// Calls that wait for the heart at once. More are told to come back.
@@ -37,6 +37,10 @@ enum Waiting {
     Connected(Asker),
     Disconnected(Asker),
     Flushed(Asker),
+    /// `failback now`, and the uplink that carried the session when it was asked for.
+    Returned(Asker, Option<Name>),
+    /// `failback auto|never`, `inhibit`: what holds from now on.
+    Ordered(Asker),
 }
 
 /// The desk.
@@ -99,6 +103,23 @@ impl Desk {
                 self.list = Some(reply);
                 return Some(Event::Asked(Command::SetList { list: Vec::new() }));
             }
+            Verb::FailbackShow | Verb::Inhibit { limit: None } => {
+                answer(reply, Ok(failback_document(&control.status(), wall_clock())));
+            }
+            Verb::FailbackNow { timeout } => {
+                let late = "traffic has not moved within the time given; it may yet";
+                let asker = with_limit(reply, timeout, late);
+                let request = self.wait(Waiting::Returned(asker, control.status().uplink))?;
+                return Some(Event::Asked(Command::Failback { request, order: Order::Now }));
+            }
+            Verb::FailbackSet { mode, limit } => {
+                let request = self.wait(Waiting::Ordered(reply))?;
+                return Some(Event::Asked(Command::Failback { request, order: Order::From(mode, limit) }));
+            }
+            Verb::Inhibit { limit: Some(limit) } => {
+                let request = self.wait(Waiting::Ordered(reply))?;
+                return Some(Event::Asked(Command::Inhibit { request, limit }));
+            }
             Verb::Connect { via, wait } => {
                 let request = self.wait_or_answer(reply, wait)?;
                 return Some(Event::Asked(Command::Connect { request, via }));
@@ -153,9 +174,9 @@ impl Desk {
         if self.settled.is_empty() {
             return;
         }
-        let uplink = control.status().uplink;
+        let status = control.status();
         for (waiting, outcome) in self.settled.drain(..) {
-            let (asker, reply) = spell_out(waiting, outcome, uplink);
+            let (asker, reply) = spell_out(waiting, outcome, &status);
             answer(asker, reply);
         }
     }
@@ -166,13 +187,7 @@ impl Desk {
             self.begun = self.wait(Waiting::Connected(reply));
             return self.begun;
         };
-        let (asker, outcome) = oneshot::channel();
-        tokio::spawn(async move {
-            let late = || Failure::failed("not connected within the time given", Some(Reason::TimeLimit));
-            let heard = timeout(limit, outcome).await.map_err(|_| late());
-            answer(reply, heard.and_then(|outcome| outcome.unwrap_or_else(|_| Err(stopping()))));
-        });
-        self.wait(Waiting::Connected(asker))
+        self.wait(Waiting::Connected(with_limit(reply, limit, "not connected within the time given")))
     }
 
     fn wait(&mut self, waiting: Waiting) -> Option<Request> {
@@ -213,15 +228,34 @@ impl Desk {
 impl Waiting {
     fn asker(&self) -> &Asker {
         match self {
-            Waiting::Connected(asker) | Waiting::Disconnected(asker) | Waiting::Flushed(asker) => asker,
+            Waiting::Connected(asker)
+            | Waiting::Disconnected(asker)
+            | Waiting::Flushed(asker)
+            | Waiting::Returned(asker, _)
+            | Waiting::Ordered(asker) => asker,
         }
     }
 
     fn into_asker(self) -> Asker {
         match self {
-            Waiting::Connected(asker) | Waiting::Disconnected(asker) | Waiting::Flushed(asker) => asker,
+            Waiting::Connected(asker)
+            | Waiting::Disconnected(asker)
+            | Waiting::Flushed(asker)
+            | Waiting::Returned(asker, _)
+            | Waiting::Ordered(asker) => asker,
         }
     }
+}
+
+/// One who hears what a request comes to, or `late` when that takes longer than the limit.
+fn with_limit(reply: Asker, limit: Duration, late: &'static str) -> Asker {
+    let (asker, outcome) = oneshot::channel();
+    tokio::spawn(async move {
+        let late = |_| Failure::failed(late, Some(Reason::TimeLimit));
+        let heard = timeout(limit, outcome).await.map_err(late);
+        answer(reply, heard.and_then(|outcome| outcome.unwrap_or_else(|_| Err(stopping()))));
+    });
+    asker
 }
 
 /// Offers a message and follows it to the stage asked for. `Sent` is answered with the acknowledgement, which proves
@@ -250,7 +284,8 @@ async fn follow(
     }
 }
 
-fn spell_out(waiting: Waiting, outcome: Outcome, uplink: Option<Name>) -> (Asker, Reply) {
+fn spell_out(waiting: Waiting, outcome: Outcome, status: &Status) -> (Asker, Reply) {
+    let uplink = status.uplink;
     let done = |word: &str, uplink| Ok(result_document(word, uplink));
     let failed = |what: &str, reason: Reason| Err(Failure::failed(format!("{what}: {reason}"), Some(reason)));
     match (waiting, outcome) {
@@ -260,6 +295,38 @@ fn spell_out(waiting: Waiting, outcome: Outcome, uplink: Option<Name>) -> (Asker
         (Waiting::Connected(asker), Outcome::Failed(reason)) => (asker, failed("not connected", reason)),
         (Waiting::Disconnected(asker), Outcome::Failed(reason)) => (asker, failed("ended otherwise", reason)),
         (Waiting::Flushed(asker), Outcome::Failed(reason)) => (asker, failed("not everything is through", reason)),
+        (Waiting::Returned(asker, from), outcome) => (asker, returned(from, outcome, status)),
+        (Waiting::Ordered(asker), Outcome::Done) => (asker, Ok(failback_document(status, wall_clock()))),
+        (Waiting::Ordered(asker), Outcome::Failed(reason)) => (asker, failed("not done", reason)),
+    }
+}
+
+/// What `failback now` has come to: it is done when traffic moved up, or when nothing stands higher.
+fn returned(from: Option<Name>, outcome: Outcome, status: &Status) -> Reply {
+    let place =
+        |name: Option<Name>| status.walk.iter().position(|item| Some(*item) == name).unwrap_or(status.walk.len());
+    let failed = |why: String, reason| {
+        let stays = match status.uplink {
+            Some(uplink) => format!("traffic stays on {uplink}: {why}"),
+            None => format!("there is no session to move: {why}"),
+        };
+        Err(Failure::failed(stays, reason))
+    };
+    match outcome {
+        Outcome::Done if place(status.uplink) < place(from) => Ok(result_document("moved", status.uplink)),
+        Outcome::Done if place(status.uplink) == 0 && from.is_some() => {
+            Ok(result_document("nothing-better", status.uplink))
+        }
+        Outcome::Done => failed("the move did not come about".into(), None),
+        Outcome::Failed(reason) => {
+            let why = match (reason, status.uplink) {
+                (Reason::User, None) => "`switchback connect` opens one".into(),
+                (Reason::User, Some(_)) => "another command came first".into(),
+                (Reason::AcknowledgementLimit, _) => "it owes answers just now; try again in a moment".into(),
+                (reason, _) => format!("the better uplink: {}", in_words(reason)),
+            };
+            failed(why, Some(reason))
+        }
     }
 }
 
@@ -285,4 +352,54 @@ fn stopping() -> Failure {
 /// A caller that has gone away does not want to know any more.
 fn answer(asker: Asker, reply: Reply) {
     let _ = asker.send(reply);
+}
+
+#[cfg(test)]
+mod tests {
+    use switchback_control::{Instant, Saved, Settings, Unreleased};
+
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        Name::new(text).unwrap()
+    }
+
+    /// The walk is eth0, wlan0, wwan0.
+    fn over(uplink: Option<&str>) -> Status {
+        let (saved, start) = (Saved::default(), Instant::default());
+        let control = Control::restore(Settings::default(), saved, &Unreleased::default(), 0, 1, start);
+        let walk = ["eth0", "wlan0", "wwan0"].map(name).to_vec();
+        Status { uplink: uplink.map(name), walk, ..control.status() }
+    }
+
+    #[test]
+    fn going_back_is_done_when_traffic_moved_up_or_nothing_stands_higher() {
+        let returned = |from, outcome, to| match returned(Some(name(from)), outcome, &over(to)) {
+            Ok(document) => format!("{} {}", document["result"].as_str().unwrap(), document["uplink"]),
+            Err(failure) => failure.message,
+        };
+        let stays = "traffic stays on wlan0: ";
+        for (from, outcome, to, want) in [
+            ("wwan0", Outcome::Done, Some("wlan0"), "moved \"wlan0\"".to_string()),
+            ("usb0", Outcome::Done, Some("wwan0"), "moved \"wwan0\"".into()),
+            ("eth0", Outcome::Done, Some("eth0"), "nothing-better \"eth0\"".into()),
+            ("wlan0", Outcome::Done, Some("wlan0"), format!("{stays}the move did not come about")),
+            ("wwan0", Outcome::Done, None, "there is no session to move: the move did not come about".into()),
+            (
+                "wlan0",
+                Outcome::Failed(Reason::NoLink),
+                Some("wlan0"),
+                format!("{stays}the better uplink: no carrier (no-link)"),
+            ),
+            ("wlan0", Outcome::Failed(Reason::User), Some("wlan0"), format!("{stays}another command came first")),
+            (
+                "wlan0",
+                Outcome::Failed(Reason::User),
+                None,
+                "there is no session to move: `switchback connect` opens one".into(),
+            ),
+        ] {
+            assert_eq!(returned(from, outcome, to), want);
+        }
+    }
 }

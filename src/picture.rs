@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 use switchback_control::status::State;
-use switchback_control::{Control, Instant, Name};
+use switchback_control::{Control, Instant, Name, Reason, Switch};
 use tokio::sync::watch;
 
 use crate::api::{self, Live, LiveOutbox, LiveSession, LiveUplink, WallClock};
@@ -28,6 +28,10 @@ use crate::uplinks::Uplinks;
 /// Displays are renewed at most this often while nothing but numbers changes.
 const RENEW_EVERY: Duration = Duration::from_millis(500);
 
+/// Kinds of switches that are counted, at most: every reason between a handful of uplinks. What comes beyond, where
+/// interfaces are renamed again and again, is not.
+const SWITCH_KINDS_MAX: usize = 256;
+
 /// A status document.
 pub type Document = Arc<Map<String, Value>>;
 
@@ -39,13 +43,24 @@ pub struct Picture {
     shown: watch::Sender<Document>,
     renewed: Instant,
     word: Option<State>,
+    switches: BTreeMap<(Name, Name, Reason), u64>,
 }
 
 impl Picture {
     /// A picture of nothing yet.
     pub fn new(config: Arc<Config>, uplinks: Uplinks, figures: Arc<StoreFigures>) -> Picture {
         let shown = watch::Sender::new(Arc::default());
-        Picture { config, uplinks, figures, shown, renewed: Instant::default(), word: None }
+        let (renewed, switches) = (Instant::default(), BTreeMap::new());
+        Picture { config, uplinks, figures, shown, renewed, word: None, switches }
+    }
+
+    /// Counts a switch that has come about, under the names of the IP interfaces.
+    pub fn count(&mut self, switch: &Switch) {
+        let known_as = |name| self.uplinks.ip_interface(name);
+        let kind = (known_as(switch.from), known_as(switch.to), switch.why);
+        if self.switches.len() < SWITCH_KINDS_MAX || self.switches.contains_key(&kind) {
+            *self.switches.entry(kind).or_default() += 1;
+        }
     }
 
     /// Where the latest document is to be had.
@@ -71,15 +86,14 @@ impl Picture {
     pub fn document(&self, control: &Control, hands: &Hands) -> Map<String, Value> {
         let status = control.status();
         let live = self.live(&status, hands);
-        api::status_document(&status, &live, WallClock { now: clock::now(), wall_ms: clock::wall().as_millisecond() })
+        api::status_document(&status, &live, wall_clock())
     }
 
     /// What the cloud is told of the outage that has just ended; nothing without `cloud.base`.
     pub fn outage_report(&self, control: &Control) -> Option<Draft> {
         let base = Some(&self.config.cloud.base).filter(|base| !base.is_empty())?;
         let status = control.status();
-        let clock = WallClock { now: clock::now(), wall_ms: clock::wall().as_millisecond() };
-        let mut report = api::status_document(&status, &Live::default(), clock).remove("last_outage")?;
+        let mut report = api::status_document(&status, &Live::default(), wall_clock()).remove("last_outage")?;
         let report = report.as_object_mut()?;
         report.insert("queued".into(), status.delivery.messages.into());
         report.insert("dropped".into(), 0.into());
@@ -98,12 +112,11 @@ impl Picture {
             uplinks.insert(
                 uplink.interface,
                 LiveUplink {
-                    rtt_ms: facts.and_then(|f| f.rtt_us).map(|us| f64::from(us) / 1000.0),
-                    loss: None,
                     signal: details.as_ref().and_then(|d| d.signal),
                     bytes_up,
                     bytes_down,
                     liveness_bytes: hands.cloud.liveness_bytes(uplink.interface),
+                    spare_handshakes: hands.cloud.spare_handshakes(uplink.interface),
                     address: details.as_ref().and_then(|d| d.addresses.first().copied()),
                     send_buffer: facts.and_then(|f| f.send_buffer),
                 },
@@ -121,8 +134,13 @@ impl Picture {
             // Nothing accepted is ever given up in this version.
             dropped: Some(0),
         };
-        Live { uplinks, session, outbox }
+        Live { uplinks, session, outbox, switches: self.switches.clone() }
     }
+}
+
+/// Both clocks at this moment.
+pub fn wall_clock() -> WallClock {
+    WallClock { now: clock::now(), wall_ms: clock::wall().as_millisecond() }
 }
 
 fn server_name(server: &Server) -> String {

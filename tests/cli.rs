@@ -88,6 +88,12 @@ fn every_verb_asks_what_it_should() {
         (&["failover", "set", "wifi,cell"], json!({"verb": "failover-set", "list": ["wifi", "cell"]})),
         (&["failover", "set", ""], json!({"verb": "failover-set", "list": []})),
         (&["failover", "clear"], json!({"verb": "failover-clear"})),
+        (&["failback"], json!({"verb": "failback-show"})),
+        (&["failback", "now", "--timeout", "5s"], json!({"verb": "failback-now", "timeout": "5s"})),
+        (&["failback", "never"], json!({"verb": "failback-set", "mode": "never"})),
+        (&["failback", "auto", "--for", "2d"], json!({"verb": "failback-set", "mode": "auto", "for": "2d"})),
+        (&["inhibit"], json!({"verb": "inhibit"})),
+        (&["inhibit", "10min"], json!({"verb": "inhibit", "for": "10min"})),
         (&["connect"], json!({"verb": "connect"})),
         (
             &["--json", "connect", "--via", "wlan0", "--timeout=5s"],
@@ -137,7 +143,14 @@ fn wrong_usage_exits_2_and_says_what_to_write() {
         (&["statsu"], "did you mean \"status\"?"),
         (&["status", "--wacth"], "did you mean \"--watch\"?"),
         (&["status", "--via", "x"], "status takes no option \"--via\""),
-        (&["connect", "--for", "5s"], "unknown option \"--for\""),
+        (&["connect", "--for", "5s"], "connect takes no option \"--for\""),
+        (&["failback", "nwo"], "failback nwo: write now, auto, never or nothing; did you mean \"now\"?"),
+        (&["failback", "now", "then"], "failback now then: write now, auto, never or nothing"),
+        (&["failback", "manual"], "belongs into the configuration (failover.failback)"),
+        (&["failback", "now", "--for", "5s"], "failback now takes no option \"--for\""),
+        (&["failback", "--timeout", "5s"], "failback takes no option \"--timeout\""),
+        (&["failback", "now", "--timeout", "5"], "write for example \"5s\""),
+        (&["inhibit", "5s", "6s"], "inhibit takes one duration"),
         (&["status", "now"], "status takes no \"now\""),
         (&["failover", "put"], "write show, set NAME... or clear"),
         (&["publish"], "TOPIC [PAYLOAD|-]"),
@@ -227,6 +240,35 @@ fn publish_exits_by_its_result() {
     assert_eq!((code, out), (1, json!({"result": "would-block", "stage": null})));
 }
 
+#[test]
+fn the_way_back_is_told_in_three_lines() {
+    let soon = || (jiff::Timestamp::now() + jiff::SignedDuration::from_secs(599)).to_string();
+    let holds = json!({"mode": "auto", "until": null, "target": "wlan0", "eligible_in_ms": 30_000,
+                       "held_because": "hold-down", "inhibited_until": null});
+    let (code, out, _) = daemon(&[good(holds)]).run(&["failback"]);
+    let want = "failback   auto, as configured\nreturn     to wlan0 in 30s (hold-down)\ninhibited  no\n";
+    assert_eq!((code, out.as_str()), (0, want));
+    let holds = json!({"mode": "never", "until": soon(), "target": null, "eligible_in_ms": null,
+                       "held_because": null, "inhibited_until": soon()});
+    let (_, out, _) = daemon(&[good(holds)]).run(&["failback", "never"]);
+    let lines: Vec<&str> = out.lines().collect();
+    assert!(lines[0].starts_with("failback   never until 20"), "{out}");
+    assert!(lines[0].ends_with("Z (for 9min 58s); for good, set failover.failback"), "{out}");
+    assert_eq!(lines[1], "return     no better uplink is ready");
+    assert!(lines[2].starts_with("inhibited  until 20") && lines[2].ends_with("Z (for 9min 58s)"), "{out}");
+}
+
+#[test]
+fn going_back_now_says_what_came_of_it() {
+    let now = |result: Value| daemon(&[result]).run(&["failback", "now"]);
+    let moved = |result: &str| good(json!({"result": result, "uplink": "wlan0"}));
+    assert_eq!(now(moved("moved")), (0, "moved to wlan0\n".into(), String::new()));
+    assert_eq!(now(moved("nothing-better")), (0, "stays on wlan0: nothing better is there\n".into(), String::new()));
+    let why = "traffic stays on wwan0: the better uplink: no carrier (no-link)";
+    let (code, out, errors) = now(json!({"ok": false, "code": 1, "message": why, "reason": "no-link"}));
+    assert_eq!((code, out.as_str(), errors), (1, "", format!("switchback: {why}\n")));
+}
+
 fn status() -> Value {
     json!({
         "state": "online-on-backup", "connected": true, "uplink": "wwan0", "class": "cell",
@@ -237,7 +279,7 @@ fn status() -> Value {
         "uplinks": [
             {"name": "wlan0", "class": "wifi", "step": "no-internet", "usable": false, "reason": "no-server",
              "metered": false, "rtt_ms": null, "loss": 0.2, "signal": 71, "bytes_up": 1_234_567, "bytes_down": 999,
-             "liveness_bytes": 408, "address": "192.0.2.7", "send_buffer": null},
+             "liveness_bytes": 408, "spare_handshakes": 1, "warm": true, "address": "192.0.2.7", "send_buffer": null},
             {"name": "wwan0", "class": "cell", "step": "online", "usable": true, "reason": null, "metered": true,
              "rtt_ms": 31.0, "loss": 0.0, "signal": null, "bytes_up": 1, "bytes_down": 2, "liveness_bytes": 0,
              "address": "\u{1b}[2J", "send_buffer": 65536}
@@ -246,7 +288,12 @@ fn status() -> Value {
         "last_outage": {"first_cause": "no-link", "last_reason": "no-server", "began": "2026-11-20T07:59:59.500Z",
                         "ended": "2026-11-20T08:00:00.000Z", "attempts": 2, "uplinks_tried": 2, "detected_ms": 500,
                         "gap_ms": 1000},
-        "failback": {"target": "wlan0", "eligible_in_ms": 30_000, "held_because": "hold-down"}
+        "last_switch": {"from": "wlan0", "to": "wwan0", "why": "acknowledgement-limit", "at": "2026-11-20T08:00:00.000Z",
+                        "detection_ms": 560, "switch_ms": 42, "pause_ms": 610, "in_flight": 3, "repeated": 1,
+                        "refused": 0},
+        "switches": [], "inhibited_until": null,
+        "failback": {"mode": "auto", "until": null, "target": "wlan0", "eligible_in_ms": 30_000,
+                     "held_because": "hold-down"}
     })
 }
 
@@ -266,14 +313,17 @@ fn status_fits_one_screen() {
             "list        wifi cell -> wlan0 wwan0 eth0",
             "failback    to wlan0 in 30s (hold-down)",
             lines[7],
+            lines[8],
             "",
-            "   UPLINK  CLASS  STEP         REASON     COST     RTT    LOSS  SIGNAL  UP      DOWN   LIVENESS  ADDRESS",
-            "   wlan0   wifi   no-internet  no-server  free     -      20 %  71 %    1.2 MB  999 B  408 B     192.0.2.7",
-            "*  wwan0   cell   online       -          metered  31 ms  0 %   -       1 B     2 B    0 B       ?[2J",
+            "   UPLINK  CLASS  STEP         SPARE  REASON     COST     RTT    LOSS  SIGNAL  UP      DOWN   LIVENESS  ADDRESS",
+            "   wlan0   wifi   no-internet  warm   no-server  free     -      20 %  71 %    1.2 MB  999 B  408 B     192.0.2.7",
+            "*  wwan0   cell   online       -      -          metered  31 ms  0 %   -       1 B     2 B    0 B       ?[2J",
         ],
         "{out}"
     );
     assert!(lines[7].contains("lasted 1.0s, seen after 500ms, no-link, then no-server, 2 attempts"), "{out}");
+    let switch = ", wlan0 to wwan0, acknowledgement-limit seen after 560ms, moved in 42ms, pause 610ms";
+    assert!(lines[8].starts_with("last switch 2026-11-20 08:00:00Z") && lines[8].ends_with(switch), "{out}");
     assert!(!out.contains('\u{1b}') && lines.len() <= 24);
 }
 

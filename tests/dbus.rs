@@ -37,7 +37,10 @@ async fn busctl_reads_every_property_with_its_type() {
     assert_eq!(read("Uplinks").await, "aa{sv} 2 2 \"name\" s \"wlan0\" \"usable\" b true 1 \"name\" s \"wwan0\"");
     assert_eq!(read("Outbox").await, "a{sv} 1 \"messages\" x 3");
     assert_eq!(read("LastOutage").await, "a{sv} 0");
+    assert_eq!(read("LastSwitch").await, "a{sv} 2 \"from\" s \"eth0\" \"switch_ms\" x 42");
+    assert_eq!(read("Switches").await, "aa{sv} 0");
     assert_eq!(read("Failback").await, "a{sv} 0");
+    assert_eq!(read("InhibitedUntil").await, "s \"\"");
 }
 
 #[tokio::test]
@@ -47,7 +50,10 @@ async fn it_introspects_with_methods_properties_and_the_signals_that_are_real() 
     for line in [
         ".Status method a{sv} a{sv}",
         ".FailoverSet method a{sv} a{sv}",
+        ".FailbackSet method a{sv} a{sv}",
+        ".Inhibit method a{sv} a{sv}",
         ".Events method a{sv} a{sv}",
+        ".InhibitedUntil property s",
         ".Uplinks property aa{sv}",
         ".StateChanged signal ss",
         ".UplinkChanged signal s",
@@ -73,6 +79,10 @@ async fn a_method_is_a_verb_and_its_answer_the_verbs_keys() {
         ("Status", "status"),
         ("FailoverShow", "failover-show"),
         ("FailoverClear", "failover-clear"),
+        ("FailbackShow", "failback-show"),
+        ("FailbackNow", "failback-now"),
+        ("FailbackSet", "failback-set"),
+        ("Inhibit", "inhibit"),
         ("Connect", "connect"),
         ("Disconnect", "disconnect"),
         ("Reconnect", "reconnect"),
@@ -160,9 +170,23 @@ async fn only_the_group_and_root_may_change_anything() {
     assert!(good && said == "s \"online\"", "{said}");
     let (good, said) = as_nobody(&["call", NAME, PATH, NAME, "Status", "a{sv}", "0"]).await;
     assert!(good, "{said}");
+    let (good, said) = as_nobody(&["call", NAME, PATH, NAME, "FailbackShow", "a{sv}", "0"]).await;
+    assert!(good, "{said}");
     let (good, said) = as_nobody(&["introspect", NAME, PATH, NAME]).await;
     assert!(good, "{said}");
-    for method in ["FailoverSet", "FailoverClear", "Connect", "Disconnect", "Reconnect", "Publish", "Flush", "Events"] {
+    for method in [
+        "FailoverSet",
+        "FailoverClear",
+        "FailbackNow",
+        "FailbackSet",
+        "Inhibit",
+        "Connect",
+        "Disconnect",
+        "Reconnect",
+        "Publish",
+        "Flush",
+        "Events",
+    ] {
         let call: &'static [&'static str] = vec!["call", NAME, PATH, NAME, method, "a{sv}", "0"].leak();
         let (good, said) = as_nobody(call).await;
         assert!(!good && said.contains("Access denied") || said.contains("not allowed"), "{method}: {said}");
@@ -278,6 +302,7 @@ impl Front {
             "failover": {"stored": ["wifi", "cell"], "walk": ["wlan0", "wwan0"], "index": 0},
             "uplinks": [{"name": "wlan0", "usable": true}, {"name": "wwan0", "reason": null}],
             "outbox": {"messages": 3}, "last_outage": null, "failback": null,
+            "last_switch": {"from": "eth0", "switch_ms": 42, "pause_ms": null}, "switches": [],
         });
         let (status, shown) = watch::channel(Arc::new(document.as_object().unwrap().clone()));
         let (notices, told) = broadcast::channel(16);

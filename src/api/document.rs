@@ -11,7 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use switchback_control::status::{OutageStatus, Status, UplinkStatus};
-use switchback_control::{Instant, Name};
+use switchback_control::{Instant, Name, Reason, Switch};
 
 use super::PublishStage;
 
@@ -32,15 +32,13 @@ pub struct Live {
     /// While a session is open.
     pub session: Option<LiveSession>,
     pub outbox: LiveOutbox,
+    /// How often traffic has moved since the daemon started: from, to, and why.
+    pub switches: BTreeMap<(Name, Name, Reason), u64>,
 }
 
 /// What the adapters know of one interface.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LiveUplink {
-    /// Round trip to the server, in milliseconds.
-    pub rtt_ms: Option<f64>,
-    /// Share of lost packets or probes, 0 to 1.
-    pub loss: Option<f64>,
     /// Wi-Fi or cellular signal, 0 to 100.
     pub signal: Option<u8>,
     /// Since the interface appeared, by the kernel's counters.
@@ -48,6 +46,8 @@ pub struct LiveUplink {
     pub bytes_down: Option<u64>,
     /// Spent on pings and probes since the daemon started.
     pub liveness_bytes: u64,
+    /// Connections dialled for a proof or to wait, and ended without CONNECT, since the daemon started.
+    pub spare_handshakes: u64,
     pub address: Option<IpAddr>,
     /// Send buffer read back from the live socket, in bytes.
     pub send_buffer: Option<u32>,
@@ -113,6 +113,11 @@ fn millis(duration: Duration) -> Value {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).into()
 }
 
+/// With fractions: round trips are short.
+fn in_ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
 /// Infinite and undefined numbers have no JSON; they are as absent.
 fn number(value: Option<f64>) -> Value {
     value.and_then(serde_json::Number::from_f64).map_or(Value::Null, Value::Number)
@@ -150,14 +155,17 @@ pub fn status_document(status: &Status, live: &Live, clock: WallClock) -> Map<St
     put("uplinks", status.uplinks.iter().map(|uplink| self::uplink(uplink, live)).collect::<Vec<_>>().into());
     put("outbox", outbox(status, live, clock));
     put("last_outage", status.last_outage.as_ref().map_or(Value::Null, |outage| self::outage(outage, clock)));
+    put("last_switch", status.last_switch.as_ref().map_or(Value::Null, |last| switch(last, status, clock)));
+    put("switches", live.switches.iter().map(switches).collect::<Vec<_>>().into());
     put("failback", failback(status, clock));
+    put("inhibited_until", inhibited_until(status, clock));
     document
 }
 
 fn session(status: &Status, live: &Live) -> Value {
     let Some(session) = &status.session else { return Value::Null };
     let known = live.session.as_ref();
-    let trip = status.round_trip.map(|trip| trip.as_secs_f64() * 1000.0);
+    let trip = status.round_trip.map(in_ms);
     json!({
         "id": session.attempt.0,
         "server": known.map(|live| live.server.clone()),
@@ -177,12 +185,14 @@ fn uplink(uplink: &UplinkStatus, live: &Live) -> Value {
         "usable": uplink.usable,
         "reason": uplink.reason.map(|reason| reason.as_str()),
         "metered": uplink.metered,
-        "rtt_ms": number(known.and_then(|live| live.rtt_ms)),
-        "loss": number(known.and_then(|live| live.loss)),
+        "rtt_ms": number(uplink.round_trip.map(in_ms)),
+        "loss": number(uplink.loss.map(|permille| f64::from(permille) / 1000.0)),
         "signal": known.and_then(|live| live.signal),
         "bytes_up": known.and_then(|live| live.bytes_up),
         "bytes_down": known.and_then(|live| live.bytes_down),
         "liveness_bytes": known.map(|live| live.liveness_bytes),
+        "spare_handshakes": known.map(|live| live.spare_handshakes),
+        "warm": uplink.warm,
         "address": known.and_then(|live| live.address).map(|address| address.to_string()),
         "send_buffer": known.and_then(|live| live.send_buffer),
     })
@@ -220,10 +230,36 @@ fn outage(outage: &OutageStatus, clock: WallClock) -> Value {
     })
 }
 
+/// The record of one switch (R-FX-15).
+fn switch(switch: &Switch, status: &Status, clock: WallClock) -> Value {
+    json!({
+        "from": known_as(status, switch.from).to_string(),
+        "to": known_as(status, switch.to).to_string(),
+        "why": switch.why.as_str(),
+        "at": clock.text(switch.at),
+        "detection_ms": millis(switch.detection),
+        "switch_ms": millis(switch.switch),
+        "pause_ms": switch.pause.map(millis),
+        "in_flight": switch.in_flight,
+        "repeated": switch.repeated,
+        "refused": switch.refused,
+    })
+}
+
+fn switches(((from, to, why), count): (&(Name, Name, Reason), &u64)) -> Value {
+    json!({ "from": from.to_string(), "to": to.to_string(), "why": why.as_str(), "count": count })
+}
+
+fn inhibited_until(status: &Status, clock: WallClock) -> Value {
+    status.inhibited_until.map_or(Value::Null, |at| clock.text(at))
+}
+
 /// Always an object: on the best uplink there is no target.
 fn failback(status: &Status, clock: WallClock) -> Value {
     let failback = status.failback.as_ref();
     json!({
+        "mode": status.failback_mode.to_string(),
+        "until": status.failback_until.map(|at| clock.text(at)),
         "target": failback.map(|f| known_as(status, f.target).to_string()),
         "eligible_in_ms": failback.and_then(|f| f.eligible_at).map_or(Value::Null, |at| clock.wait_ms(at)),
         "held_because": failback.map(|f| f.held_because),
@@ -268,6 +304,17 @@ impl PublishResult {
     }
 }
 
+/// The document of `failback` (show and set) and `inhibit`: what holds and until when an operator said so, what traffic
+/// waits for to return, and until when planned moves are held off.
+pub fn failback_document(status: &Status, clock: WallClock) -> Map<String, Value> {
+    let mut document = match failback(status, clock) {
+        Value::Object(document) => document,
+        _ => Map::new(),
+    };
+    document.insert("inhibited_until".into(), inhibited_until(status, clock));
+    document
+}
+
 /// The document of `publish`: the furthest stage reached (`null` for none) and the result. Anything but `accepted`
 /// makes the command line exit 1.
 pub fn publish_document(stage: Option<PublishStage>, result: PublishResult) -> Map<String, Value> {
@@ -277,8 +324,8 @@ pub fn publish_document(stage: Option<PublishStage>, result: PublishResult) -> M
     document
 }
 
-/// The document of `connect`, `disconnect`, `reconnect` and `flush`: `connecting`, `connected`, `disconnected` or
-/// `flushed`, and the uplink where there is one.
+/// The document of `connect`, `disconnect`, `reconnect`, `flush` and `failback now`: `connecting`, `connected`,
+/// `disconnected`, `flushed`, `moved` or `nothing-better`, and the uplink where there is one.
 pub fn result_document(result: &str, uplink: Option<Name>) -> Map<String, Value> {
     let mut document = Map::new();
     document.insert("result".into(), result.into());
@@ -309,9 +356,9 @@ mod tests {
             usable,
             reason,
             metered: class == Class::Cell,
-            round_trip: None,
-            loss: None,
-            warm: false,
+            round_trip: Some(Duration::from_micros(48_500)),
+            loss: (class == Class::Wifi).then_some(430),
+            warm: class == Class::Cell,
         };
         Status {
             state: State::OnlineOnBackup,
@@ -348,8 +395,19 @@ mod tests {
             }),
             failback_mode: switchback_control::Failback::Auto,
             failback_until: None,
-            inhibited_until: None,
-            last_switch: None,
+            inhibited_until: Some(at(160_000)),
+            last_switch: Some(Switch {
+                from: name("wlan0"),
+                to: name("cdc-wdm0"),
+                why: Reason::NoServer,
+                at: at(39_500),
+                detection: Duration::from_millis(560),
+                switch: Duration::from_millis(42),
+                pause: None,
+                in_flight: 3,
+                repeated: 1,
+                refused: 0,
+            }),
             failback: Some(FailbackStatus {
                 target: name("wlan0"),
                 eligible_at: Some(at(130_000)),
@@ -361,14 +419,15 @@ mod tests {
 
     /// The keys of the contract, literally.
     const KEYS: &str = "state connected uplink class since last_inbound_ms next_attempt_ms session failover uplinks \
-                        outbox last_outage failback";
+                        outbox last_outage last_switch switches failback inhibited_until";
     const SESSION: &str = "id server protocol tls present rtt_ms";
     const FAILOVER: &str = "stored walk index";
     const UPLINK: &str = "name class step usable reason metered rtt_ms loss signal bytes_up bytes_down liveness_bytes \
-                          address send_buffer";
+                          spare_handshakes warm address send_buffer";
     const OUTBOX: &str = "messages bytes oldest_s in_flight dropped classes";
     const OUTAGE: &str = "first_cause last_reason began ended attempts uplinks_tried detected_ms gap_ms";
-    const FAILBACK: &str = "target eligible_in_ms held_because";
+    const SWITCH: &str = "from to why at detection_ms switch_ms pause_ms in_flight repeated refused";
+    const FAILBACK: &str = "mode until target eligible_in_ms held_because";
 
     fn assert_keys(value: &Value, keys: &str) {
         let mut have: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
@@ -389,18 +448,20 @@ mod tests {
             document["uplinks"].as_array().unwrap().iter().for_each(|uplink| assert_keys(uplink, UPLINK));
             assert_keys(&document["outbox"], OUTBOX);
             assert_keys(&document["last_outage"], OUTAGE);
+            assert_keys(&document["last_switch"], SWITCH);
             assert_keys(&document["failback"], FAILBACK);
+            let failback = Value::Object(failback_document(&online(), CLOCK));
+            assert_keys(&failback, &format!("{FAILBACK} inhibited_until"));
         }
     }
 
     fn live() -> Live {
         let uplink = LiveUplink {
-            rtt_ms: Some(48.5),
-            loss: Some(0.0),
             signal: Some(71),
             bytes_up: Some(10),
             bytes_down: Some(20),
             liveness_bytes: 408,
+            spare_handshakes: 2,
             address: Some("192.0.2.7".parse().unwrap()),
             send_buffer: Some(65_536),
         };
@@ -412,6 +473,7 @@ mod tests {
                 rtt_ms: Some(f64::NAN),
             }),
             outbox: LiveOutbox { bytes: 600, oldest_accepted: Some(CLOCK.wall_ms - 12_999), dropped: Some(0) },
+            switches: BTreeMap::from([((name("wlan0"), name("wwan0"), Reason::NoServer), 2)]),
         }
     }
 
@@ -422,6 +484,7 @@ mod tests {
         assert_eq!(document["last_inbound_ms"], 412);
         assert_eq!(document["next_attempt_ms"], Value::Null);
         assert_eq!(document["failback"]["eligible_in_ms"], 30_000);
+        assert_eq!(document["inhibited_until"], "2026-11-20T00:01:00.000Z");
         assert_eq!(document["outbox"]["oldest_s"], 12);
         let outage = &document["last_outage"];
         assert_eq!((&outage["detected_ms"], &outage["gap_ms"]), (&json!(500), &json!(1000)));
@@ -444,13 +507,30 @@ mod tests {
     }
 
     #[test]
+    fn a_switch_is_told_by_the_names_people_know_and_counted_by_its_reason() {
+        let document = Value::Object(status_document(&online(), &live(), CLOCK));
+        let switch = &document["last_switch"];
+        assert_eq!((&switch["to"], &switch["at"]), (&json!("wwan0"), &json!("2026-11-19T23:58:59.500Z")));
+        assert_eq!((&switch["detection_ms"], &switch["pause_ms"]), (&json!(560), &Value::Null));
+        assert_eq!(document["switches"], json!([{"from": "wlan0", "to": "wwan0", "why": "no-server", "count": 2}]));
+    }
+
+    #[test]
+    fn loss_is_a_fraction_and_a_round_trip_keeps_its_fraction() {
+        let document = Value::Object(status_document(&online(), &live(), CLOCK));
+        let [wifi, cell] = [0, 1].map(|at| &document["uplinks"][at]);
+        assert_eq!((&wifi["loss"], &cell["loss"]), (&json!(0.43), &Value::Null));
+        assert_eq!((&wifi["rtt_ms"], &cell["warm"]), (&json!(48.5), &json!(true)));
+    }
+
+    #[test]
     fn what_is_absent_is_null() {
         let mut status = online();
         (status.uplink, status.session, status.last_outage, status.failback) = (None, None, None, None);
-        status.last_inbound = None;
+        (status.last_switch, status.inhibited_until, status.last_inbound) = (None, None, None);
         status.next_attempt = Some(Instant::from_millis(100_250));
         let document = Value::Object(status_document(&status, &Live::default(), CLOCK));
-        for key in ["uplink", "class", "session", "last_outage", "last_inbound_ms"] {
+        for key in ["uplink", "class", "session", "last_outage", "last_inbound_ms", "last_switch", "inhibited_until"] {
             assert_eq!(document[key], Value::Null, "{key}");
         }
         assert_eq!(document["next_attempt_ms"], 250);

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::{Map, Value};
-use switchback_control::{Name, Selector};
+use switchback_control::event::{FAILBACK_HOLDS, FAILBACK_HOLDS_MAX, INHIBIT_MAX};
+use switchback_control::{Failback, Name, Selector};
 
 use super::{Failure, base64};
 use crate::config::{nearest, parse_duration};
@@ -21,6 +22,10 @@ pub const PUBLISH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long `flush` waits, unless told (R-CL-6).
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long `failback now` waits, unless told: a dial, what is in flight, and the server's yes, each to its limit, with
+/// room.
+pub const RETURN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Most items in a failover list: more than any gateway has interfaces.
 pub const LIST_MAX: usize = 64;
@@ -62,6 +67,20 @@ pub enum Verb {
         list: Vec<Selector>,
     },
     FailoverClear,
+    FailbackShow,
+    /// Answered when traffic has moved, or with why it has not.
+    FailbackNow {
+        timeout: Duration,
+    },
+    /// In place of the configuration's word, for this long; zero gives it back.
+    FailbackSet {
+        mode: Failback,
+        limit: Duration,
+    },
+    /// No planned move for this long, zero ends it; without, only asks.
+    Inhibit {
+        limit: Option<Duration>,
+    },
     /// `wait`: answer with the outcome, or after this long; without, answer at once.
     Connect {
         via: Option<Name>,
@@ -102,6 +121,11 @@ const VERBS: &[(&str, &[&str])] = &[
     ("failover-show", &[]),
     ("failover-set", &["list"]),
     ("failover-clear", &[]),
+    ("failback", &[]),
+    ("failback-show", &[]),
+    ("failback-now", &["timeout"]),
+    ("failback-set", &["mode", "for"]),
+    ("inhibit", &["for"]),
     ("connect", &["via", "timeout"]),
     ("disconnect", &["force"]),
     ("reconnect", &["timeout"]),
@@ -141,6 +165,10 @@ impl Verb {
             "failover" | "failover-show" => Ok(Verb::FailoverShow),
             "failover-set" => Ok(Verb::FailoverSet { list: options.list("list")? }),
             "failover-clear" => Ok(Verb::FailoverClear),
+            "failback" | "failback-show" => Ok(Verb::FailbackShow),
+            "failback-now" => Ok(Verb::FailbackNow { timeout: options.timeout()?.unwrap_or(RETURN_TIMEOUT) }),
+            "failback-set" => Ok(Verb::FailbackSet { mode: options.failback()?, limit: options.failback_holds()? }),
+            "inhibit" => Ok(Verb::Inhibit { limit: options.inhibit()? }),
             "connect" => Ok(Verb::Connect { via: options.name("via")?, wait: options.timeout()? }),
             "disconnect" => Ok(Verb::Disconnect { force: options.flag("force")? }),
             "reconnect" => Ok(Verb::Reconnect { wait: options.timeout()? }),
@@ -179,13 +207,40 @@ impl Options<'_> {
         number.map(Some).ok_or_else(|| wrong(name, &format!("must be a number from {min} to {max}")))
     }
 
-    fn timeout(&self) -> Result<Option<Duration>, Failure> {
-        let Some(text) = self.text("timeout")? else { return Ok(None) };
-        let timeout = parse_duration(text).map_err(|message| wrong("timeout", &message))?;
-        match timeout <= TIMEOUT_MAX {
-            true => Ok(Some(timeout)),
-            false => Err(wrong("timeout", &format!("\"{text}\" is longer than an hour"))),
+    /// A duration; `longer` tells what is wrong with more than `max`.
+    fn duration(&self, name: &str, max: Duration, longer: &str) -> Result<Option<Duration>, Failure> {
+        let Some(text) = self.text(name)? else { return Ok(None) };
+        let duration = parse_duration(text).map_err(|message| wrong(name, &message))?;
+        match duration <= max {
+            true => Ok(Some(duration)),
+            false => Err(wrong(name, &format!("\"{}\" is longer than {longer}", shortened(text)))),
         }
+    }
+
+    fn timeout(&self) -> Result<Option<Duration>, Failure> {
+        self.duration("timeout", TIMEOUT_MAX, "an hour")
+    }
+
+    fn failback(&self) -> Result<Failback, Failure> {
+        match self.text("mode")? {
+            Some("auto") => Ok(Failback::Auto),
+            Some("never") => Ok(Failback::Never),
+            Some("manual") => Err(wrong(
+                "mode",
+                "\"manual\" belongs into the configuration (failover.failback); for a while, \"never\" does the same",
+            )),
+            Some(_) | None => Err(wrong("mode", "must be one of \"auto\", \"never\"")),
+        }
+    }
+
+    fn failback_holds(&self) -> Result<Duration, Failure> {
+        let longer = "28 days; what is to hold for good belongs into the configuration (failover.failback)";
+        Ok(self.duration("for", FAILBACK_HOLDS_MAX, longer)?.unwrap_or(FAILBACK_HOLDS))
+    }
+
+    fn inhibit(&self) -> Result<Option<Duration>, Failure> {
+        let longer = "an hour, the most there is; `switchback failback never` keeps traffic where it is for longer";
+        self.duration("for", INHIBIT_MAX, longer)
     }
 
     fn name(&self, name: &str) -> Result<Option<Name>, Failure> {
@@ -305,6 +360,13 @@ mod tests {
         assert_eq!(parse("status", json!({})), Ok(Verb::Status));
         assert_eq!(parse("failover", json!({})), Ok(Verb::FailoverShow));
         assert_eq!(parse("failover-clear", json!({})), Ok(Verb::FailoverClear));
+        assert_eq!(parse("failback", json!({})), Ok(Verb::FailbackShow));
+        assert_eq!(parse("failback-now", json!({})), Ok(Verb::FailbackNow { timeout: RETURN_TIMEOUT }));
+        let never = |limit| Ok(Verb::FailbackSet { mode: Failback::Never, limit });
+        assert_eq!(parse("failback-set", json!({"mode": "never"})), never(FAILBACK_HOLDS));
+        assert_eq!(parse("failback-set", json!({"mode": "never", "for": "28d"})), never(FAILBACK_HOLDS_MAX));
+        assert_eq!(parse("inhibit", json!({})), Ok(Verb::Inhibit { limit: None }));
+        assert_eq!(parse("inhibit", json!({"for": "1h"})), Ok(Verb::Inhibit { limit: Some(INHIBIT_MAX) }));
         assert_eq!(parse("connect", json!({"via": null})), Ok(Verb::Connect { via: None, wait: None }));
         let wait = Some(Duration::from_secs(5));
         let connect = Verb::Connect { via: Some(wlan0), wait };
@@ -360,6 +422,12 @@ mod tests {
             ("connect", json!({"timeout": "5"}), "write for example \"5s\""),
             ("connect", json!({"timeout": 5}), "timeout: must be text"),
             ("connect", json!({"timeout": "2h"}), "longer than an hour"),
+            ("failback-set", json!({}), "mode: must be one of \"auto\", \"never\""),
+            ("failback-set", json!({"mode": "manual"}), "belongs into the configuration (failover.failback)"),
+            ("failback-set", json!({"mode": "auto", "for": "29d"}), "for: \"29d\" is longer than 28 days"),
+            ("failback-set", json!({"mode": "auto", "fro": "1h"}), "did you mean \"for\"?"),
+            ("inhibit", json!({"for": "61min"}), "for: \"61min\" is longer than an hour, the most there is"),
+            ("inhibit", json!({"for": "5"}), "write for example \"5s\""),
             ("disconnect", json!({"force": "yes"}), "must be true or false"),
             ("failover-set", json!({}), "must be a list"),
             ("failover-set", json!({"list": [1]}), "must be a list"),

@@ -23,6 +23,10 @@ usage: switchback [--runtime-dir DIR] [--json] VERB ...
   failover [show]                the failover list as stored and as walked
   failover set NAME...           store another list: ethernet, wifi, cell, or interface names
   failover clear                 back to failover.order of the configuration
+  failback                       whether and when traffic returns to a better uplink
+  failback now [--timeout D]     back to the best uplink that is ready; waits for the outcome
+  failback auto|never [--for D]  in place of failover.failback for D, else 24h; 0s ends it
+  inhibit [DURATION]             no planned move for that long, at most 1h; 0s ends it
   connect [--via NAME] [--timeout D]
                                  connect and return at once, or wait for the outcome up to D;
                                  --via tries one uplink once and stores nothing
@@ -52,6 +56,8 @@ const VERBS: &[(&str, &[&str])] = &[
     ("status", &["watch"]),
     ("explain", &[]),
     ("failover", &[]),
+    ("failback", &["timeout", "for"]),
+    ("inhibit", &[]),
     ("connect", &["via", "timeout"]),
     ("disconnect", &["force"]),
     ("reconnect", &["timeout"]),
@@ -137,7 +143,7 @@ fn option(name: &str, parser: &mut lexopt::Parser, arguments: &mut Arguments) ->
             let number: u64 = text.parse().map_err(|_| Problem::usage(format!("--{name}: \"{text}\" is no number")))?;
             arguments.options.insert(name.into(), number.into());
         }
-        "via" | "timeout" | "class" | "wait" | "since" => {
+        "via" | "timeout" | "for" | "class" | "wait" | "since" => {
             let text = text(parser)?;
             arguments.options.insert(name.into(), text.into());
         }

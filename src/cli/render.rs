@@ -36,10 +36,17 @@ pub fn status(document: &Value, age: Duration, colours: bool) -> String {
     }
     line("outbox", outbox(&document["outbox"]));
     line("list", list_line(&document["failover"]));
-    if document["failback"]["target"].is_string() {
-        line("failback", failback(&document["failback"], age));
+    let way_back = &document["failback"];
+    if way_back["target"].is_string() || way_back["until"].is_string() {
+        line("failback", failback(way_back, age));
+    }
+    if let Some(until) = until(&document["inhibited_until"]) {
+        line("inhibited", until);
     }
     line("last outage", outage(&document["last_outage"]));
+    if document["last_switch"].is_object() {
+        line("last switch", switch(&document["last_switch"]));
+    }
     out.push('\n');
     out += &uplinks(document, colours);
     out
@@ -76,6 +83,14 @@ fn since(value: &Value) -> String {
     let ago = Timestamp::now().as_millisecond().saturating_sub(at.as_millisecond());
     let ago = u64::try_from(ago).map(|ago| format!(" ({} ago)", span(ago))).unwrap_or_default();
     format!("{}{ago}", clock(at))
+}
+
+/// A time to come as people read it, and how long it is until then by this machine's clock.
+fn until(value: &Value) -> Option<String> {
+    let at = value.as_str()?.parse::<Timestamp>().ok()?;
+    let left = at.as_millisecond().saturating_sub(Timestamp::now().as_millisecond());
+    let left = u64::try_from(left).map(|left| format!(" (for {})", span(left))).unwrap_or_default();
+    Some(format!("until {}{left}", clock(at)))
 }
 
 fn clock(at: Timestamp) -> String {
@@ -116,12 +131,35 @@ fn list_line(failover: &Value) -> String {
     format!("{stored} -> {}", dash(words(&failover["walk"], " ")))
 }
 
+/// What traffic waits for to return, and what an operator said for a while.
 fn failback(failback: &Value, age: Duration) -> String {
+    let ordered = until(&failback["until"]).map(|until| format!("{} {until}", plain(&failback["mode"])));
+    [awaited(failback, age), ordered].into_iter().flatten().collect::<Vec<_>>().join("; ")
+}
+
+fn awaited(failback: &Value, age: Duration) -> Option<String> {
+    let target = failback["target"].as_str().map(|_| plain(&failback["target"]))?;
     let why = plain(&failback["held_because"]);
-    match failback["eligible_in_ms"].as_u64() {
-        Some(ms) => format!("to {} in {} ({why})", plain(&failback["target"]), span(ms.saturating_sub(millis(age)))),
-        None => format!("to {} ({why})", plain(&failback["target"])),
+    Some(match failback["eligible_in_ms"].as_u64() {
+        Some(ms) => format!("to {target} in {} ({why})", span(ms.saturating_sub(millis(age)))),
+        None => format!("to {target} ({why})"),
+    })
+}
+
+fn switch(switch: &Value) -> String {
+    let ms = |key: &str| switch[key].as_u64();
+    let mut text = since(&switch["at"]);
+    text += &format!(", {} to {}, {}", plain(&switch["from"]), plain(&switch["to"]), plain(&switch["why"]));
+    if let Some(detected) = ms("detection_ms").filter(|ms| *ms > 0) {
+        text += &format!(" seen after {}", span(detected));
     }
+    if let Some(took) = ms("switch_ms") {
+        text += &format!(", moved in {}", span(took));
+    }
+    if let Some(pause) = ms("pause_ms") {
+        text += &format!(", pause {}", span(pause));
+    }
+    text
 }
 
 fn outage(outage: &Value) -> String {
@@ -150,8 +188,10 @@ fn uplinks(document: &Value, colours: bool) -> String {
     if uplinks.is_empty() {
         return "no uplink is present\n".into();
     }
-    let head =
-        ["", "UPLINK", "CLASS", "STEP", "REASON", "COST", "RTT", "LOSS", "SIGNAL", "UP", "DOWN", "LIVENESS", "ADDRESS"];
+    let head = [
+        "", "UPLINK", "CLASS", "STEP", "SPARE", "REASON", "COST", "RTT", "LOSS", "SIGNAL", "UP", "DOWN", "LIVENESS",
+        "ADDRESS",
+    ];
     let mut table = Table::new(&head);
     for uplink in uplinks {
         let number = |key: &str| uplink[key].as_f64();
@@ -162,6 +202,7 @@ fn uplinks(document: &Value, colours: bool) -> String {
             plain(&uplink["name"]),
             plain(&uplink["class"]),
             plain(&uplink["step"]),
+            if uplink["warm"] == true { "warm".into() } else { "-".into() },
             plain(&uplink["reason"]),
             if uplink["metered"] == true { "metered".into() } else { "free".into() },
             number("rtt_ms").map_or("-".into(), |ms| format!("{ms:.0} ms")),
@@ -209,6 +250,28 @@ pub fn failover(document: &Value) -> String {
         out += &format!("absent  {absent}\n");
     }
     out
+}
+
+/// `failback` but for `now`, and `inhibit`: what holds.
+pub fn way_back(document: &Value) -> String {
+    let mode = plain(&document["mode"]);
+    let mode = match until(&document["until"]) {
+        Some(until) => format!("{mode} {until}; for good, set failover.failback"),
+        None => format!("{mode}, as configured"),
+    };
+    let back = awaited(document, Duration::ZERO).unwrap_or_else(|| "no better uplink is ready".into());
+    let inhibited = until(&document["inhibited_until"]).unwrap_or_else(|| "no".into());
+    format!("failback   {mode}\nreturn     {back}\ninhibited  {inhibited}\n")
+}
+
+/// `failback now`.
+pub fn returned(document: &Value) -> String {
+    let uplink = plain(&document["uplink"]);
+    match document["result"].as_str() {
+        Some("moved") => format!("moved to {uplink}\n"),
+        Some("nothing-better") => format!("stays on {uplink}: nothing better is there\n"),
+        _ => result(document),
+    }
 }
 
 /// `connect`, `disconnect`, `reconnect`, `flush`.

@@ -177,7 +177,13 @@ fn reason(document: &Map<String, Value>) -> String {
 fn changed<'v>(old: &Map<String, Value>, new: &Map<String, Value>) -> HashMap<&'static str, Variant<'v>> {
     let differs = |key: &str| old.get(key) != new.get(key);
     let mut changed = HashMap::new();
-    for (key, name) in [("state", "State"), ("uplink", "Uplink"), ("class", "Class"), ("since", "Since")] {
+    for (key, name) in [
+        ("state", "State"),
+        ("uplink", "Uplink"),
+        ("class", "Class"),
+        ("since", "Since"),
+        ("inhibited_until", "InhibitedUntil"),
+    ] {
         if differs(key) {
             changed.insert(name, Variant::from(text(new, key)));
         }
@@ -190,14 +196,17 @@ fn changed<'v>(old: &Map<String, Value>, new: &Map<String, Value>) -> HashMap<&'
         ("failover", "Failover"),
         ("outbox", "Outbox"),
         ("last_outage", "LastOutage"),
+        ("last_switch", "LastSwitch"),
         ("failback", "Failback"),
     ] {
         if differs(key) {
             changed.insert(name, Variant::from(dict(new, key)));
         }
     }
-    if differs("uplinks") {
-        changed.insert("Uplinks", Variant::from(dicts(new, "uplinks")));
+    for (key, name) in [("uplinks", "Uplinks"), ("switches", "Switches")] {
+        if differs(key) {
+            changed.insert(name, Variant::from(dicts(new, key)));
+        }
     }
     changed
 }
@@ -279,6 +288,26 @@ impl Service {
     /// Forgets the stored list; the configured order holds again.
     async fn failover_clear(&self, options: Dict) -> Result<Dict, Error> {
         self.ask("failover-clear", options).await
+    }
+
+    /// Whether and when traffic returns to a better uplink, and what holds it; no options.
+    async fn failback_show(&self, options: Dict) -> Result<Dict, Error> {
+        self.ask("failback-show", options).await
+    }
+
+    /// Goes back to the best uplink that is ready: `timeout` (s).
+    async fn failback_now(&self, options: Dict) -> Result<Dict, Error> {
+        self.ask("failback-now", options).await
+    }
+
+    /// In place of the configuration's word, for a while: `mode` (s: auto or never), `for` (s).
+    async fn failback_set(&self, options: Dict) -> Result<Dict, Error> {
+        self.ask("failback-set", options).await
+    }
+
+    /// No planned move for a while: `for` (s), at most an hour.
+    async fn inhibit(&self, options: Dict) -> Result<Dict, Error> {
+        self.ask("inhibit", options).await
     }
 
     /// Connects: `via` (s), `timeout` (s).
@@ -384,10 +413,28 @@ impl Service {
         dict(&self.status.borrow(), "last_outage")
     }
 
+    /// The record of the last move to another uplink.
+    #[zbus(property)]
+    fn last_switch(&self) -> Dict {
+        dict(&self.status.borrow(), "last_switch")
+    }
+
+    /// How often traffic moved since the start, by from, to and reason.
+    #[zbus(property)]
+    fn switches(&self) -> Vec<Dict> {
+        dicts(&self.status.borrow(), "switches")
+    }
+
     /// What keeps traffic from returning to a better uplink.
     #[zbus(property)]
     fn failback(&self) -> Dict {
         dict(&self.status.borrow(), "failback")
+    }
+
+    /// Until when planned moves are held off, RFC 3339.
+    #[zbus(property)]
+    fn inhibited_until(&self) -> String {
+        text(&self.status.borrow(), "inhibited_until")
     }
 
     // The Rust names differ because the macro makes a `state_changed` of its own for the property.

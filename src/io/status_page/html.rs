@@ -81,11 +81,14 @@ fn label(key: &str) -> String {
     escape(&stem.unwrap_or(key).replace('_', " "))
 }
 
-/// A value for people: milliseconds as seconds, nothing as a dash.
+/// A value for people: milliseconds as seconds from one second on, nothing as a dash.
 fn cell(key: &str, value: &Value) -> String {
     match value {
         Value::Number(number) if key.ends_with("_ms") && !stays_millis(key) => {
-            number.as_f64().map_or_else(String::new, |millis| format!("{:.1} s", millis / 1000.0))
+            number.as_f64().map_or_else(String::new, |millis| match millis < 1000.0 {
+                true => format!("{millis:.0} ms"),
+                false => format!("{:.1} s", millis / 1000.0),
+            })
         }
         Value::Number(number) if key.ends_with("_s") => format!("{number} s"),
         Value::Array(items) => escape(&items.iter().map(|item| word(Some(item))).collect::<Vec<_>>().join(", ")),
@@ -134,6 +137,7 @@ mod tests {
             "state": "<script>", "connected": false, "last_inbound_ms": 1500, "class": null,
             "uplinks": [{"class": "wifi", "name": "wlan0 & co", "rtt_ms": 31.5}],
             "outbox": {"messages": 3, "classes": {"normal": 3}},
+            "last_switch": {"switch_ms": 42, "pause_ms": null},
         });
         let page = text(document.as_object().unwrap());
         assert!(!page.contains("<script>"), "{page}");
@@ -143,6 +147,7 @@ mod tests {
                 && page.contains("wlan0 &amp; co"),
             "{page}"
         );
+        assert!(page.contains("<th>switch</th><td>42 ms</td>"), "{page}");
         assert!(page.contains("<th>name</th><th>class</th>") && page.contains("normal 3"), "{page}");
         assert!(!page.contains("http://") && !page.contains("https://"), "{page}");
     }

@@ -83,7 +83,7 @@ const TOP: [Metric; 3] = [
 
 const SESSION: [Metric; 1] = [gauge("rtt_ms", "session_rtt_seconds", "Round trip to the server.").seconds(MILLI)];
 
-const UPLINK: [Metric; 8] = [
+const UPLINK: [Metric; 10] = [
     gauge("usable", "uplink_usable", "Whether the uplink can carry the session."),
     gauge("metered", "uplink_metered", "Whether its bytes cost money."),
     gauge("rtt_ms", "uplink_rtt_seconds", "Round trip through the uplink.").seconds(MILLI),
@@ -92,6 +92,8 @@ const UPLINK: [Metric; 8] = [
     counter("bytes_up", "uplink_sent_bytes", "Bytes sent through the interface, by the kernel.").bytes(),
     counter("bytes_down", "uplink_received_bytes", "Bytes received through the interface, by the kernel.").bytes(),
     counter("liveness_bytes", "uplink_liveness_bytes", "Bytes spent on knowing that the path lives.").bytes(),
+    counter("spare_handshakes", "uplink_spare_handshakes", "Connections dialled for a proof or to wait, and not used."),
+    gauge("warm", "uplink_warm", "Whether a connection waits there to be used."),
 ];
 
 const OUTBOX: [Metric; 5] = [
@@ -107,6 +109,16 @@ const OUTAGE: [Metric; 2] = [
     gauge("gap_ms", "last_outage_gap_seconds", "How long the last outage was.").seconds(MILLI),
 ];
 
+/// How often traffic moved, by from, to and reason.
+const SWITCHES: [Metric; 1] = [counter("count", "switches", "Moves of the session to another uplink.")];
+
+const LAST_SWITCH: [Metric; 3] = [
+    gauge("detection_ms", "last_switch_detection_seconds", "How long an answer had been owed before the last switch.")
+        .seconds(MILLI),
+    gauge("switch_ms", "last_switch_seconds", "How long the last switch took.").seconds(MILLI),
+    gauge("pause_ms", "last_switch_pause_seconds", "How long the last switch held up a message.").seconds(MILLI),
+];
+
 /// The whole exposition, with its end mark.
 pub fn text(document: &Map<String, Value>) -> String {
     let mut out = String::new();
@@ -116,11 +128,11 @@ pub fn text(document: &Map<String, Value>) -> String {
     let here = |key: &str| document.get(key).and_then(Value::as_object).map(|object| (String::new(), object));
     families(&mut out, &TOP, &[(String::new(), document)]);
     families(&mut out, &SESSION, here("session").as_slice());
-    let uplinks = document.get("uplinks").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let uplinks: Vec<_> = uplinks.iter().filter_map(Value::as_object).map(|uplink| (labels(uplink), uplink)).collect();
-    families(&mut out, &UPLINK, &uplinks);
+    families(&mut out, &UPLINK, &each(document, "uplinks", &[("uplink", "name"), ("class", "class")]));
     families(&mut out, &OUTBOX, here("outbox").as_slice());
     families(&mut out, &OUTAGE, here("last_outage").as_slice());
+    families(&mut out, &SWITCHES, &each(document, "switches", &[("from", "from"), ("to", "to"), ("reason", "why")]));
+    families(&mut out, &LAST_SWITCH, here("last_switch").as_slice());
     out.push_str("# EOF\n");
     out
 }
@@ -156,12 +168,19 @@ fn number(value: &Value) -> Option<f64> {
     value.as_f64().or_else(|| value.as_bool().map(|flag| f64::from(u8::from(flag)))).filter(|number| number.is_finite())
 }
 
-fn labels(uplink: &Map<String, Value>) -> String {
-    let label = |key: &str| {
-        let text = uplink.get(key).and_then(Value::as_str).unwrap_or_default();
-        text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+/// The objects of a list, each with its labels: name and key of each.
+fn each<'d>(
+    document: &'d Map<String, Value>,
+    key: &str,
+    names: &[(&str, &str)],
+) -> Vec<(String, &'d Map<String, Value>)> {
+    let items = document.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let label = |item: &Map<String, Value>, (name, key): &(&str, &str)| {
+        let text = item.get(*key).and_then(Value::as_str).unwrap_or_default();
+        format!("{name}=\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
     };
-    format!("{{uplink=\"{}\",class=\"{}\"}}", label("name"), label("class"))
+    let labels = |item| format!("{{{}}}", names.iter().map(|pair| label(item, pair)).collect::<Vec<_>>().join(","));
+    items.iter().filter_map(Value::as_object).map(|item| (labels(item), item)).collect()
 }
 
 #[cfg(test)]
@@ -176,6 +195,8 @@ mod tests {
             "state": "online", "connected": true, "last_inbound_ms": 412, "next_attempt_ms": null,
             "uplinks": [{"name": "wlan0", "class": "wifi", "usable": true, "rtt_ms": 31.0, "bytes_up": 9_000_000_000_u64}],
             "outbox": {"messages": 3, "oldest_s": 2, "dropped": 0},
+            "switches": [{"from": "eth0", "to": "wlan0", "why": "no-link", "count": 2}],
+            "last_switch": {"detection_ms": 0, "switch_ms": 42, "pause_ms": null},
         });
         let text = text(document.as_object().unwrap());
         let has = |line: &str| assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
@@ -186,6 +207,9 @@ mod tests {
         has("switchback_uplink_rtt_seconds{uplink=\"wlan0\",class=\"wifi\"} 0.031");
         has("switchback_uplink_sent_bytes_total{uplink=\"wlan0\",class=\"wifi\"} 9000000000");
         has("switchback_outbox_dropped_total 0");
+        has("switchback_switches_total{from=\"eth0\",to=\"wlan0\",reason=\"no-link\"} 2");
+        has("switchback_last_switch_seconds 0.042");
+        assert!(!text.contains("\nswitchback_last_switch_pause_seconds "), "no message was held up");
         assert!(!text.contains("\nswitchback_next_attempt_seconds "), "absent values have no sample");
         assert!(text.ends_with("# EOF\n"));
     }
