@@ -224,6 +224,8 @@ pub enum Change {
     Thaw,
     HostBack,
     Thief,
+    /// This connection has said nothing for too long.
+    Impatient(u64),
 }
 
 #[derive(Debug)]
@@ -239,6 +241,8 @@ pub struct Broker {
     pub window: u16,
     pub keeps_sessions: bool,
     pub rejects: u64,
+    /// How long it bears a connection that says nothing after the handshake.
+    patience: u64,
     session: bool,
     pub current: Option<u64>,
     backlog: Vec<(u64, Up)>,
@@ -270,6 +274,7 @@ impl Broker {
             window: *dice.pick(&[65535, 65535, 20, 5, 1]),
             keeps_sessions: dice.chance(600),
             rejects: if dice.chance(200) { 5 } else { 0 },
+            patience: dice.spread(5_000, 20_000),
             session: false,
             current: None,
             backlog: Vec::new(),
@@ -618,7 +623,10 @@ impl World {
     fn serve(&mut self, id: u64, packet: Up) {
         match packet {
             Up::Dns | Up::Syn | Up::Bye | Up::Reset => {}
-            Up::Hello => self.put_down(id, Down::HelloDone),
+            Up::Hello => {
+                self.put_down(id, Down::HelloDone);
+                self.after(self.broker.patience, What::Broker(Change::Impatient(id)));
+            }
             Up::Connect(version, keep_alive) => self.serve_connect(id, version, keep_alive),
             Up::Subscribe => self.put_down(id, Down::Subscribed),
             Up::Ping => self.put_down(id, Down::Pong),
@@ -835,6 +843,13 @@ impl World {
             Change::Restart => self.broker.up = true,
             Change::Thaw => self.thaw(),
             Change::HostBack => self.broker.host = true,
+            Change::Impatient(id) => {
+                let awake = self.broker.up && !self.broker.frozen;
+                if awake && self.conns.get(&id).is_some_and(|c| !c.introduced) {
+                    self.remote_ends(id, Reason::ServerShutDown);
+                }
+                return;
+            }
             Change::Thief => {
                 if let Some(id) = self.broker.current
                     && self.broker.up

@@ -29,6 +29,7 @@ pub enum Undo {
 enum Fault {
     Carrier,
     Flap,
+    AccessPoint,
     Silent,
     OneWay,
     Lossy,
@@ -64,6 +65,7 @@ const MIXED: &[Fault] = &[
     Carrier,
     Carrier,
     Flap,
+    AccessPoint,
     Silent,
     Silent,
     Silent,
@@ -97,7 +99,8 @@ const MIXED: &[Fault] = &[
     Crash,
 ];
 const CLOUD: &[Fault] = &[Killed, Killed, Killed, Frozen, HostGone, SlowAcks, Refuses, Thief, Window];
-const PATHS: &[Fault] = &[Carrier, Silent, Silent, OneWay, Lossy, Slow, Firewall, Portal, Names, Dhcp, Lease, Plug];
+const PATHS: &[Fault] =
+    &[Carrier, AccessPoint, Silent, Silent, OneWay, Lossy, Slow, Firewall, Portal, Names, Dhcp, Lease, Plug];
 const FLAPPING: &[Fault] = &[Carrier, Flap, Flap, Silent];
 const STORE: &[Fault] = &[StoreSlow, StoreFails, StoreFails, Crash, Stall, Killed, SlowAcks];
 const LOSSY: &[Fault] = &[Window, ManagerLies];
@@ -177,6 +180,7 @@ impl World {
                     self.after(at, What::Flap(net));
                 }
             }
+            AccessPoint => self.access_point_lost(net),
             Silent => self.path(net, Mode::Silent),
             OneWay => {
                 let mode = *self.dice.pick(&[Mode::DownLost, Mode::UpLost]);
@@ -313,7 +317,7 @@ impl World {
         self.touch_path(net);
     }
 
-    fn touch_path(&mut self, net: usize) {
+    pub fn touch_path(&mut self, net: usize) {
         let path = &mut self.nets[net].path;
         path.faults += 1;
         path.healthy_since = u64::MAX;
@@ -359,6 +363,7 @@ impl World {
         self.calm_network();
         self.calm_cloud();
         self.store_heals();
+        self.free_the_way_back();
         self.after(100, What::People(people::Change::Connect));
         // In manual mode the first may come before anything is ready.
         self.after(1_200_000, What::People(people::Change::Connect));

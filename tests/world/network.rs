@@ -5,7 +5,7 @@
 
 use switchback_control::{Attempt, Class, Device, Event, Name, Reason, Stage, Step};
 
-use super::cloud::Path;
+use super::cloud::{Mode, Path};
 use super::plan::{Plan, Profile};
 use super::{Dice, Source, What, World, name};
 
@@ -377,6 +377,20 @@ impl World {
         {
             self.nets[index].blocked = true;
             self.take_down(index, Stage::Disconnected { profile: true, by_user: false });
+        }
+    }
+
+    /// NetworkManager misses the access point of an active device. Most of the time it is found again at once.
+    pub fn access_point_lost(&mut self, index: usize) {
+        let net = &self.nets[index];
+        if net.class != Class::Wifi || net.stage != Stage::Activated || !self.manager.running {
+            return;
+        }
+        let interface = net.device;
+        self.tell(Source::NetworkManager, 0, Event::AccessPointLost { interface });
+        if self.dice.chance(400) {
+            self.nets[index].path.mode = Mode::Silent;
+            self.touch_path(index);
         }
     }
 

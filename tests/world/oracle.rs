@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use switchback_control::action::CONNECTIVITY_ACTIONS_MAX;
 use switchback_control::{
-    Action, Blame, Command, Event, Failback, Mode, Name, Notice, Saved, Settings, Stage, Step, status::State,
+    Action, Blame, Command, Event, Failback, Mode, Name, Notice, Order, Saved, Settings, Stage, Standby, Step,
+    event::INHIBIT_MAX, status::State,
 };
 
 use super::plan::{Plan, Profile};
@@ -28,7 +29,7 @@ struct Dialled {
 }
 
 /// What the heart was told of an interface.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Told {
     /// The last moment it was told something that makes it unfit.
     unfit_at: u64,
@@ -40,6 +41,8 @@ struct Told {
     address: Option<bool>,
     /// The two latest proofs.
     proofs: [u64; 2],
+    /// Dials of the last minute beside a session, where a connection is to wait.
+    warm_dials: VecDeque<u64>,
 }
 
 #[derive(Debug)]
@@ -94,6 +97,9 @@ pub struct Oracle {
     refused_dials: u64,
     /// The connection that carried the session last, and over which interface.
     carrier: Option<(Option<u64>, usize)>,
+    /// What operators have said about the way back, and until when it holds.
+    ordered: Option<(Failback, u64)>,
+    inhibited: u64,
     /// On a path that only loses packets.
     pub false_moves_allowed: u32,
 }
@@ -103,6 +109,8 @@ const DIALS_IN_TEN_SECONDS: usize = 80;
 /// Rescues through metered interfaces in any hour, at most: the end of one hour's and the next one's, and trials that
 /// began in a moment of silence.
 const METERED_SPARES_AN_HOUR: usize = 40;
+/// Dials in any minute through an interface where a connection is to wait: renewed every five seconds, and rescues.
+const WARM_DIALS_A_MINUTE: usize = 30;
 /// Deadlines served in any second, at most: more is a heart that spins.
 const DEADLINES_A_SECOND: usize = 60;
 /// Loss on a path counts as a reason to leave it for so long after it ended: what is known of it is smoothed.
@@ -163,6 +171,8 @@ impl Oracle {
             refused_others: 0,
             refused_dials: 0,
             carrier: None,
+            ordered: None,
+            inhibited: 0,
             false_moves_allowed: 0,
         }
     }
@@ -183,6 +193,8 @@ impl Oracle {
     pub fn crashed(&mut self, now: u64) {
         self.live.clear();
         self.known_windows.clear();
+        self.ordered = None;
+        self.inhibited = 0;
         self.session = None;
         self.session_lost = None;
         self.in_flight.clear();
@@ -287,12 +299,13 @@ impl World {
         {
             return Some("status contradicts itself".into());
         }
-        let o = &self.oracle;
-        if o.live.len() > 2 {
-            return Some(format!("more than a session and a spare: {:?}", o.live.keys()));
+        if let Some(what) = self.judge_spares(session) {
+            return Some(what);
         }
+        let o = &self.oracle;
         for (attempt, dialled) in &o.live {
-            if session != Some(*attempt) && now > dialled.born + FORGOTTEN && !o.recently_stalled(now, FORGOTTEN) {
+            let most = FORGOTTEN + self.warm_renew(dialled.interface).unwrap_or(0);
+            if session != Some(*attempt) && now > dialled.born + most && !o.recently_stalled(now, FORGOTTEN) {
                 return Some(format!("#{attempt} was dialled at {} and forgotten", stamp(dialled.born)));
             }
         }
@@ -358,6 +371,26 @@ impl World {
         self.oracle.carrier = Some((id, net));
     }
 
+    /// The age at which a connection that waits there is renewed; none where none is to wait.
+    fn warm_renew(&self, device: Name) -> Option<u64> {
+        let net = self.nets.iter().find(|n| n.device == device)?;
+        let uplink = self.oracle.settings.uplink(net.spoken(), net.class);
+        (uplink.standby == Standby::Warm).then_some(uplink.warm_renew.as_millis() as u64)
+    }
+
+    /// Beside the session one spare, and one connection that waits on each interface that is to have one.
+    fn judge_spares(&self, session: Option<u64>) -> Option<String> {
+        let mut seen = BTreeSet::new();
+        let mut others = 0;
+        for (attempt, dialled) in self.oracle.live.iter().filter(|(a, _)| session != Some(**a)) {
+            others += u32::from(self.warm_renew(dialled.interface).is_none());
+            if !seen.insert(dialled.interface) {
+                return Some(format!("#{attempt} is the second spare on {}", dialled.interface));
+            }
+        }
+        (others > 1).then(|| format!("more than a session and a spare: {:?}", self.oracle.live.keys()))
+    }
+
     /// The heart waits slowly, and says why: credentials, or somebody else with our identity.
     fn slow(&self) -> bool {
         let said = self.control().and_then(|c| c.status().last_outage).map(|o| o.last_reason.blame());
@@ -375,7 +408,7 @@ impl World {
         let over = WAITS_ARE_OVER + ways * DIAL_IS_OVER + if refused { 430_000 } else { 0 };
         let well = |since: u64| since != u64::MAX && now > since + over;
         let way = |net: &super::network::Net| {
-            let told = o.told.get(&net.device).copied().unwrap_or_default();
+            let told = o.told.get(&net.device).cloned().unwrap_or_default();
             net.usable() && well(net.path.healthy_since) && well(told.unfit_at) && !told.by_user
         };
         let slow = self.slow();
@@ -544,10 +577,23 @@ impl World {
         if let Some(what) = self.judge_refused(interface) {
             return Some(what);
         }
+        let warm = self.warm_renew(interface).is_some() && self.oracle.session.is_some();
         let metered = self.control()?.status().uplinks.iter().any(|u| u.interface == interface && u.metered);
         let o = &mut self.oracle;
         let rescue = now >= o.last_inbound + 300;
+        if warm {
+            let dials = &mut o.told(interface).warm_dials;
+            dials.push_back(now);
+            while dials.front().is_some_and(|at| at + 60_000 < now) {
+                dials.pop_front();
+            }
+            if dials.len() > WARM_DIALS_A_MINUTE * servers {
+                return Some(format!("{} dials in a minute", dials.len()));
+            }
+        }
+        let o = &mut self.oracle;
         if metered
+            && !warm
             && rescue
             && o.settings.hold_down.as_secs() >= 30
             && o.session.is_some()
@@ -608,10 +654,13 @@ impl World {
         if o.via.is_some() || rescue || now < o.commanded + 12_000 {
             return None;
         }
-        let told = *o.told(interface);
+        let told = o.told(interface).clone();
         let hold = o.settings.hold_down.as_millis() as u64;
-        if o.settings.failback != Failback::Auto {
+        if o.failback(now) != Failback::Auto {
             return Some("moves back although told not to".into());
+        }
+        if now < o.inhibited {
+            return Some(format!("moves although inhibited until {}", stamp(o.inhibited)));
         }
         if now < told.unfit_at + hold || now < told.failed_at + hold {
             return Some(format!("moves from #{session} before the hold-down is over"));
@@ -714,6 +763,11 @@ impl World {
 }
 
 impl Oracle {
+    /// Whether traffic may return by itself, as an operator or the configuration last said.
+    fn failback(&self, now: u64) -> Failback {
+        self.ordered.filter(|(_, until)| now < *until).map_or(self.settings.failback, |(failback, _)| failback)
+    }
+
     fn number(&mut self, attempt: u64) -> Option<String> {
         if attempt <= self.last_number {
             return Some("the attempt's number was used before".into());
@@ -872,19 +926,7 @@ impl Oracle {
                 self.appended.clear();
             }
             Event::StorageHealed => self.store_works = true,
-            Event::Asked(command) => {
-                self.commanded = now;
-                match command {
-                    Command::Connect { via: Some(_), request } => self.via = Some(request.0),
-                    Command::Connect { via: None, .. } | Command::Reconnect { .. } => self.held = false,
-                    Command::Disconnect { .. } => self.held = true,
-                    Command::Failback { .. }
-                    | Command::Inhibit { .. }
-                    | Command::Flush { .. }
-                    | Command::SetList { .. }
-                    | Command::Stop => {}
-                }
-            }
+            Event::Asked(command) => self.hear_command(now, command),
             Event::NetworkManagerChanged { .. }
             | Event::ActivationRefused { .. }
             | Event::AccessPointLost { .. }
@@ -892,6 +934,26 @@ impl Oracle {
             | Event::Drained { .. }
             | Event::DeadlineReached => {}
         }
+    }
+
+    fn hear_command(&mut self, now: u64, command: &Command) {
+        match command {
+            Command::Failback { order: Order::From(failback, limit), .. } => {
+                self.ordered = Some((*failback, now + limit.as_millis() as u64));
+                return;
+            }
+            Command::Inhibit { limit, .. } => {
+                self.inhibited = now + (*limit).min(INHIBIT_MAX).as_millis() as u64;
+                return;
+            }
+            Command::Connect { via: Some(_), request } | Command::Failback { order: Order::Now, request } => {
+                self.via = Some(request.0);
+            }
+            Command::Connect { via: None, .. } | Command::Reconnect { .. } => self.held = false,
+            Command::Disconnect { .. } => self.held = true,
+            Command::Flush { .. } | Command::SetList { .. } | Command::Stop => {}
+        }
+        self.commanded = now;
     }
 
     /// While the store works, no message waits longer for its promise than `late` allows.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use switchback_control::{Command, Event, Request, Ticket};
+use switchback_control::{Command, Event, Failback, Order, Request, Ticket};
 
 use super::plan::{self, Profile};
 use super::{Source, What, World};
@@ -170,6 +170,9 @@ impl World {
         if !self.running() {
             return;
         }
+        if self.dice.chance(300) {
+            return self.order_the_way_back();
+        }
         match self.dice.between(0, 99) {
             0..=19 => {
                 let list = plan::list(&mut self.dice);
@@ -206,6 +209,32 @@ impl World {
             }
             _ => self.ask(Command::Stop),
         }
+    }
+
+    /// What to do about better interfaces: now, always, never, not for a while.
+    fn order_the_way_back(&mut self) {
+        let command = match self.dice.between(0, 9) {
+            0..=3 => Command::Failback { request: self.request(CONNECT_LIMIT), order: Order::Now },
+            4..=6 => {
+                let failback = *self.dice.pick(&[Failback::Auto, Failback::Never, Failback::Never]);
+                let limit = Duration::from_millis(self.dice.spread(10_000, 24 * 3_600_000));
+                Command::Failback { request: self.request(1_000), order: Order::From(failback, limit) }
+            }
+            _ => {
+                let limit = if self.dice.chance(200) { 0 } else { self.dice.spread(1_000, 2 * 3_600_000) };
+                Command::Inhibit { request: self.request(1_000), limit: Duration::from_millis(limit) }
+            }
+        };
+        self.ask(command);
+    }
+
+    /// Whatever an operator has said about the way back is over.
+    pub fn free_the_way_back(&mut self) {
+        let request = self.request(1_000);
+        self.ask(Command::Inhibit { request, limit: Duration::ZERO });
+        let request = self.request(1_000);
+        let order = Order::From(self.plan.settings.failback, Duration::from_secs(24 * 3600));
+        self.ask(Command::Failback { request, order });
     }
 
     pub fn account_people(&self) {

@@ -141,6 +141,9 @@ fn settings(dice: &mut Dice, profile: Profile) -> Settings {
     for uplink in &mut s.classes {
         if dice.chance(150) {
             uplink.standby = Standby::Off;
+        } else if dice.chance(250) {
+            uplink.standby = Standby::Warm;
+            uplink.warm_renew = secs(*dice.pick(&[10, 60, 60, 300]));
         }
     }
     if profile == Profile::Mixed && dice.chance(150) {
