@@ -505,7 +505,9 @@ impl World {
                 {
                     // Given up before it proved anything: as good as failed, unless it was not needed any more.
                     let silent = dialled.silent;
-                    let dead = matches!(event, Event::DeadlineReached) && silent && now >= dialled.born + 4_000;
+                    let replaced = self.warm_renew(dialled.interface).is_some();
+                    let timed = matches!(event, Event::DeadlineReached) && now >= dialled.born + 4_000;
+                    let dead = timed && silent && !replaced;
                     if dead {
                         self.oracle.told(dialled.interface).failed_at = now;
                     }
