@@ -31,6 +31,7 @@ impl Failover {
                 self.enqueue(g, *request);
                 if let Walk::Serving(serving) = &self.walk {
                     let name = serving.session.interface;
+                    g.switches.began(g.turn, name, Reason::User, Duration::ZERO, &g.flow);
                     self.quit(g, Goodbye::Moving, Reason::User);
                     g.outages.began(g.turn, g.turn.now, Reason::User, true);
                     self.next = From::Current(name);

@@ -20,6 +20,8 @@ use crate::turn::Turn;
 pub struct Flow {
     /// When the oldest message in flight was sent.
     pub oldest_sent: Option<Instant>,
+    /// When the oldest in flight was sent, even if the server is known to have it.
+    pub waits_since: Option<Instant>,
     /// Nothing is in flight.
     pub quiet: bool,
     /// Nothing waits either.

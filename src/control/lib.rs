@@ -230,6 +230,7 @@ impl Control {
         let status = self.delivery.status();
         Flow {
             oldest_sent: self.oldest_sent(),
+            waits_since: session.and_then(|attempt| self.delivery.oldest_sent(attempt, Instant::default())),
             quiet: status.in_flight <= settled,
             empty: status.messages <= u64::from(settled) && !matches!(event, Event::Offered { .. }),
             sample,

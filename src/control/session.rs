@@ -400,10 +400,9 @@ impl Session {
         question.map(|q| q.max(self.alive()))
     }
 
-    /// How long silence since then is borne. A lost packet that is lost again takes twice as long, and the timer
-    /// doubles each time: hence four times the worst that was seen.
+    /// How long silence since then is borne.
     fn patience(&self, since: Instant, margin: Duration) -> Duration {
-        let measured = self.lateness.worst(since).saturating_mul(4);
+        let measured = self.lateness.margin(since);
         let timeout = match self.round_trip.smoothed() {
             // What breaks a silence may meet a path that has forgotten us, and a second one is under way.
             Some(smoothed) if since.since(self.alive()) >= LONG_SILENCE => {
@@ -512,7 +511,7 @@ mod tests {
         session.acked(at(60_000), ms(320));
         session.heard(at(60_000));
         session.measured(at(60_000), Measure { sent: 60, again: 0, ..Measure::default() });
-        assert_eq!(session.lateness.worst(at(60_000)), ms(0));
+        assert_eq!(session.lateness.margin(at(60_000)), ms(0));
     }
 
     #[test]

@@ -64,7 +64,7 @@ impl Switches {
     /// The session on `from` is to be left, or is lost. What is under way already goes on under its first reason.
     pub fn began(&mut self, turn: &mut Turn, from: Name, why: Reason, detection: Duration, flow: &Flow) {
         self.record(turn, false, &flow.tally);
-        let (before, held_up) = (flow.tally, flow.oldest_sent);
+        let (before, held_up) = (flow.tally, flow.waits_since);
         self.open.get_or_insert(Open { from, why, at: turn.now, detection, before, held_up, reached: None });
     }
 

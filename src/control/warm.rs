@@ -15,6 +15,7 @@ use crate::failover::{Failover, Walk};
 use crate::ground::Ground;
 use crate::interfaces::Readiness;
 use crate::name::Name;
+use crate::reason::Blame;
 use crate::serving::Serving;
 use crate::settings::Standby;
 use crate::spare::SPARE_LIMIT;
@@ -130,7 +131,7 @@ impl Warm {
         self.entries.values().map(Entry::deadline).min()
     }
 
-    /// Takes the news of its own connections in. Says over which interface a handshake was completed.
+    /// Takes the news of its own connections in. Says over which interface a dial has come to its end.
     fn hear(&mut self, now: Instant, event: &Event) -> Option<Name> {
         let of = match event {
             Event::Dialled { attempt, .. } | Event::DialFailed { attempt, .. } | Event::Closed { attempt, .. } => {
@@ -150,6 +151,10 @@ impl Warm {
                 entry.renew = (now.since(since) * 4 / 5).max(RENEW_LEAST);
                 entry.state = State::Resting { until: now.max(since + RENEW_LEAST) };
             }
+            (State::Dialling { .. }, _) => {
+                entry.fail(now);
+                return Some(*name);
+            }
             _ => entry.fail(now),
         }
         None
@@ -168,11 +173,16 @@ impl Failover {
 
     /// Before the walk: what has become of the connections that wait.
     pub fn warm_news(&mut self, g: &mut Ground) {
-        if let Some(name) = self.warm.hear(g.turn.now, g.event)
-            && let Event::Dialled { measure, .. } = g.event
-        {
-            g.reach.good(name);
-            g.reach.measured(name, *measure);
+        let Some(name) = self.warm.hear(g.turn.now, g.event) else { return };
+        match *g.event {
+            Event::Dialled { measure, .. } => {
+                g.reach.good(name);
+                g.reach.measured(name, measure);
+            }
+            Event::DialFailed { reason, .. } if reason.blame() == Blame::Path => {
+                g.reach.trial_failed(g.turn.now, name, reason);
+            }
+            _ => {}
         }
     }
 
