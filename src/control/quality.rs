@@ -112,6 +112,9 @@ pub struct Flowing {
     asked: Option<Instant>,
     /// When a measure last showed that much gets lost.
     lossy: Option<Instant>,
+    /// Segments sent again, as last told, and when they last grew.
+    again: u32,
+    grew: Instant,
     /// Up to when stalled time is counted.
     counted: Instant,
     /// Stalled milliseconds of the stretch under way and of those before it, youngest first.
@@ -137,6 +140,9 @@ impl Flowing {
     /// What the totals show since the last measure that counted; none while that is too little.
     pub fn measured(&mut self, now: Instant, totals: Measure) -> Option<Measure> {
         let Measure { round_trip, sent, again } = totals;
+        if again > self.again {
+            (self.again, self.grew) = (again, now);
+        }
         let since = Measure {
             round_trip,
             sent: sent.saturating_sub(self.known.sent),
@@ -177,7 +183,8 @@ impl Flowing {
     /// It works, and is of no use: for half of the time something stalled, and much was lost in that time.
     pub fn is_browning_out(&self, now: Instant) -> bool {
         let stalling = Duration::from_millis(self.stalled.iter().sum()) * 2 >= WHOLE;
-        stalling && self.lossy.is_some_and(|at| now.since(at) <= WHOLE)
+        let losing = self.lossy.is_some_and(|at| now.since(at) <= WHOLE) && now.since(self.grew) <= WHOLE / 2;
+        stalling && losing
     }
 
     fn add(&mut self, until: Instant, oldest: Option<Instant>, round_trip: Duration) {
