@@ -4,10 +4,12 @@
 //! the first thing that may not be. It never reads the heart's inside, only what `status` shows.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
+use switchback_control::Switch;
 use switchback_control::action::CONNECTIVITY_ACTIONS_MAX;
 use switchback_control::{
-    Action, Blame, Command, Event, Failback, Mode, Name, Notice, Order, Saved, Settings, Stage, Standby, Step,
+    Action, Blame, Command, Event, Failback, Mode, Name, Notice, Order, Reason, Saved, Settings, Stage, Standby, Step,
     event::INHIBIT_MAX, status::State,
 };
 
@@ -45,6 +47,25 @@ struct Told {
     warm_dials: VecDeque<u64>,
 }
 
+/// The session has come to another interface, and no record of it was written yet.
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    from: Name,
+    to: Name,
+    reached: u64,
+    leave: Leave,
+}
+
+/// How a session ended: when, when it had last answered, and since when the oldest message in flight waited.
+#[derive(Clone, Copy, Debug, Default)]
+struct Leave {
+    at: u64,
+    last_inbound: u64,
+    held_up: Option<u64>,
+    /// It ended before the next one opened: not a planned move of MQTT 5.
+    broken: bool,
+}
+
 #[derive(Debug)]
 pub struct Oracle {
     settings: Settings,
@@ -55,7 +76,8 @@ pub struct Oracle {
     session_lost: Option<u64>,
     last_inbound: u64,
     last_number: u64,
-    in_flight: BTreeSet<u64>,
+    /// And when each was sent.
+    in_flight: BTreeMap<u64, u64>,
     line: u64,
     line_last: u64,
     first_sent: u64,
@@ -97,6 +119,10 @@ pub struct Oracle {
     refused_dials: u64,
     /// The connection that carried the session last, and over which interface.
     carrier: Option<(Option<u64>, usize)>,
+    /// The interface that carried the session last, if nobody has ended that on purpose, and the switch away from it.
+    last_carrier: Option<Name>,
+    switch: Option<Turn>,
+    leaving: Leave,
     /// What operators have said about the way back, and until when it holds.
     ordered: Option<(Failback, u64)>,
     inhibited: u64,
@@ -135,7 +161,7 @@ impl Oracle {
             session_lost: None,
             last_inbound: 0,
             last_number: 0,
-            in_flight: BTreeSet::new(),
+            in_flight: BTreeMap::new(),
             line: 0,
             line_last: 0,
             first_sent: 0,
@@ -171,6 +197,9 @@ impl Oracle {
             refused_others: 0,
             refused_dials: 0,
             carrier: None,
+            last_carrier: None,
+            switch: None,
+            leaving: Leave::default(),
             ordered: None,
             inhibited: 0,
             false_moves_allowed: 0,
@@ -193,6 +222,8 @@ impl Oracle {
     pub fn crashed(&mut self, now: u64) {
         self.live.clear();
         self.known_windows.clear();
+        self.last_carrier = None;
+        self.switch = None;
         self.ordered = None;
         self.inhibited = 0;
         self.session = None;
@@ -348,6 +379,13 @@ impl World {
             self.oracle.lost_told = false;
             self.oracle.outage_told = false;
             self.oracle.session_lost = None;
+            self.oracle.last_carrier = None;
+            self.oracle.switch = None;
+        }
+        // The first answer on the new connection, at the latest, is the end of a switch.
+        let answered = matches!(event, Event::Acked { attempt, .. } if Some(attempt.0) == session);
+        if let Some(turn) = self.oracle.switch.filter(|_| answered && before == session) {
+            return Some(format!("no record of the switch from {} to {}", turn.from, turn.to));
         }
         if status.connected {
             self.summary.online_ms += 0;
@@ -514,7 +552,12 @@ impl World {
                 }
                 dialled.is_none().then(|| "it is dead already".into())
             }
-            Action::Prefer { .. } | Action::Record(_) => None,
+            Action::Record(switch) => self.oracle.judge_record(now, event, switch),
+            Action::Prefer { interface } => {
+                let serves = |s: u64| self.oracle.live.get(&s).map(|d| d.interface);
+                let session = self.oracle.session.and_then(serves);
+                (interface.is_some() && *interface != session).then(|| "traffic is not there".into())
+            }
             Action::Ping { attempt } | Action::Measure { attempt } | Action::Drain { attempt } => {
                 (self.oracle.session != Some(attempt.0)).then(|| "not the session".into())
             }
@@ -709,7 +752,7 @@ impl World {
                     return Some("sent before, and not marked so".into());
                 }
                 o.first_sent = o.first_sent.max(seq.0);
-                o.in_flight.insert(seq.0);
+                o.in_flight.insert(seq.0, now);
                 let known = o.known_windows.iter().copied().max().unwrap_or(0);
                 let window = o.live.get(&attempt.0).map_or(0, |d| if early { known } else { d.window });
                 (o.in_flight.len() > window).then(|| format!("{} in flight, {window} allowed", o.in_flight.len()))
@@ -778,6 +821,38 @@ impl Oracle {
         None
     }
 
+    /// One record for each switch, and its numbers are those that were seen from outside.
+    fn judge_record(&mut self, now: u64, event: &Event, record: &Switch) -> Option<String> {
+        let Some(Turn { from, to, reached, leave }) = self.switch.take() else {
+            return Some("no switch to record, or recorded twice".into());
+        };
+        let ms = |d: Duration| d.as_millis() as u64;
+        let at = record.at.as_millis();
+        if (record.from, record.to) != (from, to) {
+            return Some(format!("it was from {from} to {to}"));
+        }
+        if at + ms(record.switch) != reached {
+            return Some(format!("it was reached at {}", stamp(reached)));
+        }
+        if at > leave.at && leave.broken {
+            return Some(format!("the session ended at {}", stamp(leave.at)));
+        }
+        let owed = match (leave.broken, record.why) {
+            (false, _) => 0,
+            // Answers still come, later and later.
+            (true, Reason::Loss) => leave.held_up.map_or(0, |since| at.saturating_sub(since)),
+            (true, _) => at.saturating_sub(leave.last_inbound),
+        };
+        if ms(record.detection) > owed + 1 {
+            return Some(format!("nothing was owed for longer than {owed} ms"));
+        }
+        let answered = matches!(event, Event::Acked { .. });
+        let truth = leave.held_up.filter(|_| answered && leave.broken).map(|since| now - since);
+        let pause = record.pause.map(ms);
+        (leave.broken && at == leave.at && !self.recently_stalled(now, 60_000) && pause != truth)
+            .then(|| format!("the pause was {truth:?} ms"))
+    }
+
     fn notice(&mut self, notice: Notice) -> Option<String> {
         match notice {
             Notice::Lost { .. } if std::mem::replace(&mut self.lost_told, true) => Some("told twice".into()),
@@ -795,7 +870,10 @@ impl Oracle {
     }
 
     fn session_ends(&mut self, now: u64) {
-        if self.session.take() == Some(self.line) {
+        let (last_inbound, mine) = (self.last_inbound, self.session.take() == Some(self.line));
+        let held_up = self.in_flight.values().min().copied().filter(|_| mine);
+        self.leaving = Leave { at: now, last_inbound, held_up, broken: true };
+        if mine {
             self.in_flight.clear();
         }
         self.ended = now;
@@ -889,6 +967,14 @@ impl Oracle {
                 {
                     dialled.window = usize::from((*window).min(self.settings.window).max(1));
                     self.known_windows.insert(dialled.window);
+                    let to = dialled.interface;
+                    let leave = if self.session.is_none() { self.leaving } else { Leave::default() };
+                    self.switch = self.last_carrier.replace(to).filter(|from| *from != to).map(|from| Turn {
+                        from,
+                        to,
+                        reached: now,
+                        leave,
+                    });
                     if self.session.is_none() {
                         self.session_lost = None;
                     }
@@ -916,6 +1002,9 @@ impl Oracle {
                 }
             }
             Event::Offered { ticket, .. } => {
+                if self.session.is_none() {
+                    self.leaving.held_up.get_or_insert(now);
+                }
                 self.open_tickets.insert(ticket.0, (0, now));
             }
             Event::Stored { through } => {
