@@ -20,6 +20,8 @@ use crate::time::Instant;
 
 /// From CONNECT to CONNACK; the path has already proved itself, so this is the server's time.
 pub const CONNACK_LIMIT: Duration = Duration::from_secs(10);
+/// The same right after a path has died, while another is ready: several may have died together.
+const CONNACK_SOON: Duration = Duration::from_secs(4);
 /// While the server itself refuses, other paths are tried only this often: they lead to the same server.
 const FULL_WALK_SERVER: Duration = Duration::from_secs(300);
 /// A server that hangs up without a word is asked in the other version once in so many rounds.
@@ -136,6 +138,7 @@ impl Failover {
             + match candidate.waited {
                 // If nobody is there any more, a new connection is soon made.
                 true => rescue_limit(g.interfaces.class(candidate.interface)),
+                false if self.paths_are_dying(g) && g.ready_count() > 1 => CONNACK_SOON,
                 false => CONNACK_LIMIT,
             };
         g.turn.ask(Action::Connect {
@@ -206,10 +209,17 @@ impl Failover {
         }
         let walk_on = match blame {
             Blame::Path | Blame::Ours => true,
+            // Where one path has just died, silence after CONNECT may well be the next one's.
+            Blame::Server if reason == Reason::TimeLimit && self.paths_are_dying(g) => true,
             Blame::Server => self.other_paths_due(now) || round.only_fresh(),
             Blame::Credentials | Blame::Identity => false,
         };
         if walk_on { self.next_candidate(g, round) } else { self.round_failed(g, round) }
+    }
+
+    /// The session was lost by a fault of its path, and this is the first round since.
+    fn paths_are_dying(&self, g: &Ground) -> bool {
+        self.failed_rounds == 0 && g.outages.first_cause().is_some_and(|reason| reason.blame() == Blame::Path)
     }
 
     /// The server refuses: whether it is time to see if it refuses over other paths as well. A firewall that

@@ -127,6 +127,11 @@ impl Outages {
         open.lost_at.into_iter().chain(open.outage_at).min()
     }
 
+    /// What the outage under way began with.
+    pub fn first_cause(&self) -> Option<Reason> {
+        self.open.as_ref().map(|open| open.first_cause)
+    }
+
     /// The outage under way, else the last one.
     pub fn status(&self) -> Option<OutageStatus> {
         self.open.as_ref().map(|o| o.status(None)).or(self.last)
