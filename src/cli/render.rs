@@ -55,7 +55,8 @@ pub fn status(document: &Value, age: Duration, colours: bool) -> String {
 /// `explain`: its sentences as they are.
 pub fn explain(document: &Value) -> String {
     let uplinks = document["uplinks"].as_array().into_iter().flatten();
-    uplinks.chain([&document["next"]]).map(|sentence| plain(sentence) + "\n").collect()
+    let last = Some(&document["last_switch"]).filter(|last| last.is_string());
+    uplinks.chain(last).chain([&document["next"]]).map(|sentence| plain(sentence) + "\n").collect()
 }
 
 fn on_uplink(document: &Value) -> String {
