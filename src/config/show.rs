@@ -88,12 +88,7 @@ fn uplink(out: &mut String, name: &str, uplink: &Uplink, adapter: &UplinkConfig,
     }
     let metered = uplink.metered.map_or("\"auto\"".to_string(), |metered| metered.to_string());
     writeln!(out, "metered = {metered}")?;
-    let standby = match uplink.standby {
-        Standby::Off => "off",
-        Standby::Up => "up",
-        Standby::Warm => "warm",
-    };
-    writeln!(out, "standby = \"{standby}\"")?;
+    writeln!(out, "standby = \"{}\"", standby_word(uplink.standby))?;
     writeln!(out, "warm_renew = {}", time(uplink.warm_renew))?;
     writeln!(out, "connect_timeout = {}", time(uplink.connect_timeout))?;
     writeln!(out, "keep_alive = {}", time(uplink.keep_alive))?;
@@ -110,6 +105,15 @@ fn uplink(out: &mut String, name: &str, uplink: &Uplink, adapter: &UplinkConfig,
     match socket.send_buffer {
         Some(bytes) => writeln!(out, "send_buffer = \"{}\"", size_text(bytes.into())),
         None => writeln!(out, "# send_buffer: the kernel's own"),
+    }
+}
+
+/// As it is written in `uplink.*.standby`.
+pub fn standby_word(standby: Standby) -> &'static str {
+    match standby {
+        Standby::Off => "off",
+        Standby::Up => "up",
+        Standby::Warm => "warm",
     }
 }
 
