@@ -95,6 +95,7 @@ fn failed(reason: Reason, loss: Option<u16>) -> String {
     match (reason, loss) {
         (Reason::Loss, Some(permille)) => format!("{} % of what is sent gets lost there ({reason})", permille / 10),
         (Reason::Loss, None) => in_words(reason),
+        (Reason::AcknowledgementLimit | Reason::KeepaliveLimit, _) => format!("it was left: {}", in_words(reason)),
         _ => format!("its last try failed: {}", in_words(reason)),
     }
 }
