@@ -12,9 +12,9 @@ mod verb;
 
 pub use document::{
     Live, LiveOutbox, LiveSession, LiveUplink, PublishResult, WallClock, failback_document, failover_document,
-    publish_document, result_document, rfc3339_ms, rfc3339_us, status_document,
+    known_as, publish_document, result_document, rfc3339_ms, rfc3339_us, status_document,
 };
-pub use explain::{explain_document, in_words};
+pub use explain::{explain_document, in_words, record_in_words};
 pub use verb::{
     EVENTS_MAX, FLUSH_TIMEOUT, LIST_MAX, PAYLOAD_MAX, PUBLISH_TIMEOUT, PublishStage, RETURN_TIMEOUT, Since,
     TIMEOUT_MAX, Verb,

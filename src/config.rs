@@ -4,9 +4,11 @@
 //! `{machine-id}` are expanded. Adapters take the part they need and read nothing else.
 //!
 //! Below: `tree` reads the files, `schema` lists the keys, `reader` takes typed values, `check` and `uplinks` fill the structs,
-//! `show` writes them out again. Every mistake is told at once, each with file, line, key and what to write instead.
+//! `show` writes them out again, `forecast` says what they mean. Every mistake is told at once, each with file, line, key
+//! and what to write instead.
 
 mod check;
+mod forecast;
 mod nearest;
 mod reader;
 mod schema;
@@ -23,8 +25,12 @@ use std::time::Duration;
 
 use switchback_control::{Class, Name, Settings};
 
+pub use forecast::{
+    BROWN_OUT, Cost, HANDSHAKE, HANDSHAKE_FULL, MARGIN_MAX, METERED_RACES, METERED_RESCUES, MOVE_MARGIN, PING, PROOFS,
+    SUSPECT_MARGIN, WorstCase, costs, round_trips, worst_cases,
+};
 pub use nearest::nearest;
-pub use show::{WorstCase, show, worst_cases};
+pub use show::{show, standby_word};
 pub use text::{duration as parse_duration, duration_text, matches as pattern_matches};
 
 /// Every key (`*` for the name of an uplink) and its range as text: for the test of the shipped file.

@@ -22,7 +22,6 @@ use crate::config::Config;
 use crate::corridor::{Corridor, Draft, Refusal};
 use crate::daemon::Hands;
 use crate::io::black_box::{BlackBox, Query};
-use crate::io::clock;
 use crate::picture::{Picture, wall_clock};
 use crate::topics::{Way, way_up};
 
@@ -93,7 +92,10 @@ impl Desk {
         };
         match verb {
             Verb::Status => answer(reply, Ok(picture.document(control, hands))),
-            Verb::Explain => answer(reply, Ok(explain_document(&control.status(), clock::now()))),
+            Verb::Explain => {
+                let hold_down = self.config.settings.hold_down;
+                answer(reply, Ok(explain_document(&control.status(), wall_clock(), hold_down)));
+            }
             Verb::FailoverShow => answer(reply, Ok(failover_document(&control.status()))),
             Verb::FailoverSet { list } => {
                 self.list = Some(reply);

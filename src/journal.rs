@@ -1,7 +1,7 @@
 //! What is written down: every connectivity transition, once, in the words of the heart.
 //!
 //! The black box gets each event and each deed as a line of its own, and a sentence for people whenever the state, the
-//! uplink or an outage changes, or an attempt fails in a new way. The log gets the sentences, and the lines at debug. A
+//! uplink or an outage changes, a switch has come about, or an attempt fails in a new way. The log gets the sentences, and the lines at debug. A
 //! failure that repeats is said once in a while, not each time. Message traffic is counted elsewhere and never
 //! written here, so neither payloads nor secrets can get in.
 
@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use switchback_control::status::{State, Summary};
-use switchback_control::{Action, Attempt, Control, Event, Instant, Name, Notice, Reason};
+use switchback_control::{Action, Attempt, Control, Event, Instant, Name, Notice, Reason, Switch};
 
-use crate::api::in_words;
+use crate::api::{in_words, known_as, record_in_words};
 use crate::config::Config;
 use crate::io::black_box::{BlackBox, Kind};
 use crate::io::{clock, systemd};
@@ -39,7 +39,7 @@ impl Journal {
         Journal { config, last: None, told: None, attempts: BTreeMap::new(), failure: None }
     }
 
-    /// Writes down one turn; true when the state, the uplink or an outage changed by it.
+    /// Writes down one turn; true when the state, the uplink, an outage or the last switch changed by it.
     pub fn note(&mut self, to: &BlackBox, event: &Event, actions: &[Action], control: &Control) -> bool {
         let deeds: Vec<&Action> = actions.iter().filter(|a| is_worth_a_line(a)).collect();
         let told = tells_something(event, !deeds.is_empty());
@@ -64,9 +64,18 @@ impl Journal {
         let before = self.last.replace(after);
         if let Some(sentence) = self.sentence(before.as_ref(), &after) {
             to.note(Kind::Note, &sentence);
-            say(&sentence, &after);
+            say(&sentence, &after, after.outage.map(|o| o.last_reason.as_str()).unwrap_or_default());
         }
-        before != Some(after)
+        let mut changed = before != Some(after);
+        for deed in &deeds {
+            if let Action::Record(switch) = deed {
+                let sentence = told_of(switch, control);
+                to.note(Kind::Note, &sentence);
+                say(&sentence, &after, switch.why.as_str());
+                changed = true;
+            }
+        }
+        changed
     }
 
     fn remember(&mut self, attempt: Attempt, interface: Name, server: u8) {
@@ -121,7 +130,6 @@ impl Journal {
         }
         let old = before.and_then(|b| b.uplink);
         match (old, after.uplink) {
-            (Some(old), Some(new)) if old != new => Some(format!("uplink {old} -> {new}")),
             (None, Some(new)) => Some(match ended_outage(before, after) {
                 Some(outage) => format!("connected over {new}: {outage}"),
                 None => format!("connected over {new}"),
@@ -140,6 +148,13 @@ impl Journal {
             (Some(_), Some(_)) | (None, None) => None,
         }
     }
+}
+
+/// The record of a switch in one sentence.
+fn told_of(switch: &Switch, control: &Control) -> String {
+    let status = control.status();
+    let [from, to] = [switch.from, switch.to].map(|name| known_as(&status, name));
+    format!("moved from {from} to {to}: {}", record_in_words(switch))
 }
 
 /// The outage that this turn has ended, in numbers.
@@ -193,9 +208,8 @@ fn is_worth_a_line(action: &Action) -> bool {
     !action.is_message() && !matches!(action, Action::Ping { .. } | Action::Measure { .. } | Action::Drain { .. })
 }
 
-fn say(sentence: &str, after: &Summary) {
+fn say(sentence: &str, after: &Summary, reason: &str) {
     let uplink = after.uplink.map(|n| n.to_string()).unwrap_or_default();
-    let reason = after.outage.map(|o| o.last_reason.as_str()).unwrap_or_default();
     log::info!(
         SWITCHBACK_STATE = after.state.as_str(),
         SWITCHBACK_UPLINK = uplink.as_str(),

@@ -425,11 +425,16 @@ fn config_check_tells_warnings_and_worst_cases() {
     let lines: Vec<&str> = out.lines().collect();
     assert!(lines[0].starts_with(&format!("warning: {path}:4: \"cloud.base\": is empty: no last will")), "{out}");
     assert_eq!(lines[1], format!("{path}: good, 1 warning"));
-    assert!(lines.contains(&"wifi      at once          120s   20s                      35s       140s"), "{out}");
+    let wifi = "wifi      2.5 round trips  at once          120s   12s                      35s       132s";
+    assert!(lines.contains(&wifi), "{out}");
+    let cell = "cell      2.9 MB   0 B  *0 B, at most 32.4 MB  129.6 MB to 216.0 MB";
+    assert!(lines.contains(&cell), "{out}");
     let (_, out, _) = alone(&["config", "check", &path, "--json"]);
     let out: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(out["worst_cases"][0]["silence_detected_ms"], 35_000);
     assert_eq!(out["warnings"][0]["key"], "cloud.base");
+    assert_eq!(out["costs"][2]["standby"], "up");
+    assert_eq!(out["costs"][2]["warm"]["bytes_month"], 129_600_000);
 }
 
 #[test]

@@ -6,7 +6,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use switchback::config::{Config, Host, Match, PublishRule, SHIPPED, SocketOptions, SubscribeRule, show, worst_cases};
+use switchback::config::{
+    Config, Host, MARGIN_MAX, METERED_RACES, METERED_RESCUES, MOVE_MARGIN, Match, PROOFS, PublishRule, SHIPPED,
+    SUSPECT_MARGIN, SocketOptions, SubscribeRule, costs, round_trips, show, worst_cases,
+};
 use switchback_control::{Class, Failback, Mode, Name, Selector, Standby, Start};
 
 const SERVERS: &str = "servers = [\"mqtts://broker.example.com:8883\"]\n";
@@ -276,6 +279,10 @@ fn dangerous_values_are_warned_about() {
         ("client_id = \"localhost\"", "throw each other out"),
         ("linger = \"5s\"", "no effect without cloud.mode"),
         ("[uplink.cell]\nconnect_timeout = \"10s\"", "20s or more is safer"),
+        (
+            "[uplink.cell]\nstandby = \"warm\"",
+            "\"warm\" costs about 129 MB a month on a metered uplink (a handshake every 60s)",
+        ),
         ("[uplink.cell]\nkeep_alive = \"540s\"", "the carrier's network on the way may forget"),
         ("[uplink.wifi.socket]\nuser_timeout = \"2s\"", "after a short stall"),
         ("[uplink.wifi.socket]\nuser_timeout = \"10s\"", "before its ping limits (25s)"),
@@ -408,12 +415,45 @@ fn the_worst_cases_follow_the_settings() {
     assert_eq!(
         cases,
         [
-            ("ethernet".into(), 20, 35, 120, 140),
-            ("wifi".into(), 20, 35, 120, 140),
-            ("cell".into(), 270, 300, 60, 330),
-            ("wwan0".into(), 90, 120, 120, 210),
+            ("ethernet".into(), 11, 35, 120, 131),
+            ("wifi".into(), 11, 35, 120, 131),
+            ("cell".into(), 181, 240, 60, 241),
+            ("wwan0".into(), 61, 120, 120, 181),
         ]
     );
+}
+
+#[test]
+fn the_costs_follow_the_settings() {
+    let (config, _) = good("fleet_size = 6000\n[uplink.wwan0]\nkeep_alive = \"400s\"\nwarm_renew = \"50s\"\n");
+    let costs = costs(&config);
+    let [wifi, cell, wwan0] = [1, 2, 3].map(|at| &costs[at]);
+    assert_eq!((wifi.session, wifi.up_most), (259_200 * 204, None));
+    assert_eq!((cell.session, cell.up_most), (14_400 * 204, Some(32_400_000)));
+    assert_eq!(wwan0.session, 8_640 * 204, "the kernel's keepalive waits longer than the ping");
+    assert_eq!((cell.warm, cell.warm_full, cell.up_return), (129_600_000, 216_000_000, 6_000));
+    assert_eq!((cell.warm_handshakes, wwan0.warm_handshakes), (100.0, 120.0));
+    assert_eq!(wifi.warm, 43_200 * 3_104, "the kernel asks once before the connection is renewed");
+    assert_eq!([Standby::Off, Standby::Up, Standby::Warm].map(round_trips), [None, Some(2.5), Some(0.5)]);
+}
+
+#[test]
+fn what_is_forecast_is_what_the_heart_does() {
+    let says = |file: &str, line: String| {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/control").join(file);
+        assert!(fs::read_to_string(path).unwrap().contains(&line), "{file} says no more: {line}");
+    };
+    let millis = |name: &str, margin: Duration| {
+        says("session.rs", format!("const {name}: Duration = Duration::from_millis({});", margin.as_millis()));
+    };
+    millis("SUSPECT_MARGIN", SUSPECT_MARGIN);
+    millis("MOVE_MARGIN", MOVE_MARGIN);
+    says("session.rs", format!("const MARGIN_MAX: Duration = Duration::from_secs({});", MARGIN_MAX.as_secs()));
+    says("session.rs", "const RTO_FIRST: Duration = Duration::from_secs(1);".into());
+    says("session.rs", "let by_keep_alive = keep_alive.saturating_mul(3) / 4;".into());
+    says("suspicion.rs", format!("const METERED_RESCUES: u32 = {METERED_RESCUES};"));
+    says("suspicion.rs", format!("const METERED_RACES: u32 = {METERED_RACES};"));
+    says("reachability.rs", format!("const PROOFS: u32 = {PROOFS};"));
 }
 
 #[test]

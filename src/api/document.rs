@@ -81,6 +81,11 @@ impl WallClock {
         self.wall_ms.saturating_sub(now.saturating_sub(at))
     }
 
+    /// To the second, as people read it: `2026-11-20 08:00:00Z`.
+    pub fn words(&self, at: Instant) -> String {
+        format!("{:.0}", timestamp(self.wall(at).saturating_mul(1000))).replacen('T', " ", 1)
+    }
+
     fn text(&self, at: Instant) -> Value {
         rfc3339_ms(self.wall(at)).into()
     }
@@ -128,7 +133,7 @@ fn words<T: ToString>(items: &[T]) -> Value {
 }
 
 /// As people know it: the IP interface of a modem's control port.
-fn known_as(status: &Status, interface: Name) -> Name {
+pub fn known_as(status: &Status, interface: Name) -> Name {
     status.uplinks.iter().find(|uplink| uplink.interface == interface).map_or(interface, |uplink| uplink.name)
 }
 

@@ -4,11 +4,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use switchback_control::Standby;
 
 use super::arguments::Arguments;
 use super::render::{self, Table};
 use super::{Output, Problem};
-use crate::config::{Config, ConfigError, DEFAULT_PATH, SHIPPED, Warning, WorstCase, duration_text, show, worst_cases};
+use crate::config::{
+    BROWN_OUT, Config, ConfigError, Cost, DEFAULT_PATH, HANDSHAKE, HANDSHAKE_FULL, MARGIN_MAX, METERED_RACES,
+    METERED_RESCUES, MOVE_MARGIN, PING, PROOFS, SHIPPED, SUSPECT_MARGIN, Warning, WorstCase, costs, duration_text,
+    round_trips, show, standby_word, worst_cases,
+};
 
 /// Answers with the exit status: 0, or 2 for a configuration that cannot be used.
 pub fn config(arguments: &Arguments, words: &[&str], output: &mut Output<'_>) -> Result<u8, Problem> {
@@ -31,7 +36,7 @@ pub fn config(arguments: &Arguments, words: &[&str], output: &mut Output<'_>) ->
 fn check(path: &Path, output: &mut Output<'_>) -> Result<u8, Problem> {
     let (document, text, code) = match Config::load(path) {
         Ok((config, warnings)) => {
-            let cases = worst_cases(&config);
+            let (cases, costs) = (worst_cases(&config), costs(&config));
             let document = json!({
                 "ok": true,
                 "file": path.to_string_lossy(),
@@ -39,10 +44,12 @@ fn check(path: &Path, output: &mut Output<'_>) -> Result<u8, Problem> {
                 "errors": [],
                 "warnings": warnings.iter().map(warning).collect::<Vec<_>>(),
                 "worst_cases": cases.iter().map(worst_case).collect::<Vec<_>>(),
+                "costs": costs.iter().map(cost).collect::<Vec<_>>(),
             });
             let mut text: String = warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
             text += &format!("{}: good, {}\n\n", path.display(), render::count(warnings.len() as u64, "warning"));
             text += &worst_case_table(&cases);
+            text += &format!("\n{}", cost_table(&costs, config.settings.fleet_size));
             (document, text, 0)
         }
         Err(errors) => {
@@ -53,6 +60,7 @@ fn check(path: &Path, output: &mut Output<'_>) -> Result<u8, Problem> {
                 "errors": errors.iter().map(error).collect::<Vec<_>>(),
                 "warnings": [],
                 "worst_cases": [],
+                "costs": [],
             });
             (document, failed(&errors), 2)
         }
@@ -94,25 +102,36 @@ fn warning(warning: &Warning) -> Value {
             "message": warning.message })
 }
 
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn worst_case(case: &WorstCase) -> Value {
-    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     json!({
         "uplink": case.uplink,
         "carrier_detected_ms": ms(case.carrier_detected),
+        // Beyond the time that an answer is expected to take.
+        "late_suspected_ms": ms(SUSPECT_MARGIN),
+        "late_moved_ms": ms(MOVE_MARGIN),
+        "brown_out_ms": ms(BROWN_OUT),
         "silence_suspected_ms": ms(case.silence_suspected),
         "silence_detected_ms": ms(case.silence_detected),
         "send_limit_ms": ms(case.send_limit),
+        "takes_over_round_trips": round_trips(case.standby),
         "carrier_failover_ms": ms(case.carrier_failover),
         "silence_failover_ms": ms(case.silence_failover),
     })
 }
 
 fn worst_case_table(cases: &[WorstCase]) -> String {
-    let time = duration_text;
-    let mut table = Table::new(&["UPLINK", "LINK LOST: SEEN", "MOVED", "SILENT, IDLE: SUSPECTED", "GIVEN UP", "MOVED"]);
+    // Fractions of a second tell nobody anything here.
+    let time = |duration: Duration| duration_text(Duration::from_secs(ms(duration).div_ceil(1000)));
+    let head = ["UPLINK", "TAKES OVER IN", "LINK LOST: SEEN", "MOVED", "SILENT, IDLE: SUSPECTED", "GIVEN UP", "MOVED"];
+    let mut table = Table::new(&head);
     for case in cases {
         table.row(vec![
             case.uplink.clone(),
+            round_trips(case.standby).map_or("its activation".into(), |trips| format!("{trips} round trips")),
             "at once".into(),
             time(case.carrier_failover),
             time(case.silence_suspected),
@@ -122,7 +141,59 @@ fn worst_case_table(cases: &[WorstCase]) -> String {
     }
     format!(
         "worst cases, from the settings alone:\n{}\
-         moved: on line over the next uplink, if that one needs its whole connect_timeout; given up: where there is none\n",
-        table.text(false)
+         moved: on line over the next uplink, if that one needs its whole connect_timeout; given up: where there is none\n\
+         with traffic: suspected when an answer is {} late, moved at {} if another path has proved itself by then\n\
+         (up to {} more on a path that loses packets); a path that loses too much to be of use is left within {}\n",
+        table.text(false),
+        duration_text(SUSPECT_MARGIN),
+        duration_text(MOVE_MARGIN),
+        duration_text(MARGIN_MAX),
+        duration_text(BROWN_OUT),
+    )
+}
+
+fn cost(cost: &Cost) -> Value {
+    let hourly = cost.up_most.map(|_| METERED_RESCUES + METERED_RACES);
+    json!({
+        "uplink": cost.uplink,
+        "standby": standby_word(cost.standby),
+        "metered": cost.metered,
+        "session_bytes_month": cost.session,
+        "off": { "bytes_month": 0, "handshakes_per_s": 0.0 },
+        "up": { "bytes_month": 0, "handshakes_per_s": 0.0, "return_bytes": cost.up_return,
+                "suspicion_bytes_month_max": cost.up_most, "suspicion_handshakes_per_h_max": hourly },
+        "warm": { "bytes_month": cost.warm, "full_bytes_month": cost.warm_full,
+                  "handshakes_per_s": cost.warm_handshakes },
+    })
+}
+
+fn cost_table(costs: &[Cost], fleet_size: u32) -> String {
+    let size = render::size;
+    let mut table = Table::new(&["UPLINK", "SESSION", "OFF", "UP", "WARM", "WARM, AT THE SERVER"]);
+    for cost in costs {
+        let mark = |standby, text: String| if cost.standby == standby { format!("*{text}") } else { text };
+        let up = cost.up_most.map_or("0 B".into(), |most| format!("0 B, at most {}", size(most)));
+        let server = match fleet_size {
+            1 => "-".into(),
+            _ => format!("{:.1} handshakes/s", cost.warm_handshakes),
+        };
+        table.row(vec![
+            cost.uplink.clone(),
+            size(cost.session),
+            mark(Standby::Off, "0 B".into()),
+            mark(Standby::Up, up),
+            mark(Standby::Warm, format!("{} to {}", size(cost.warm), size(cost.warm_full))),
+            server,
+        ]);
+    }
+    format!(
+        "what readiness costs in a month of 30 days, * as chosen by standby:\n{}\
+         session: while it carries an idle session ({PING} B for each ping); off, up, warm: while another uplink does\n\
+         up: a return costs {PROOFS} handshakes; suspicion at most {} an hour on a metered uplink\n\
+         warm: a handshake every warm_renew, {} where the server resumes, {} in full, less without client certificate\n",
+        table.text(false),
+        METERED_RESCUES + METERED_RACES,
+        size(HANDSHAKE),
+        size(HANDSHAKE_FULL),
     )
 }

@@ -55,7 +55,8 @@ pub fn status(document: &Value, age: Duration, colours: bool) -> String {
 /// `explain`: its sentences as they are.
 pub fn explain(document: &Value) -> String {
     let uplinks = document["uplinks"].as_array().into_iter().flatten();
-    uplinks.chain([&document["next"]]).map(|sentence| plain(sentence) + "\n").collect()
+    let last = Some(&document["last_switch"]).filter(|last| last.is_string());
+    uplinks.chain(last).chain([&document["next"]]).map(|sentence| plain(sentence) + "\n").collect()
 }
 
 fn on_uplink(document: &Value) -> String {
@@ -341,7 +342,8 @@ fn span(ms: u64) -> String {
     }
 }
 
-fn size(bytes: u64) -> String {
+/// With one digit behind the point: `2.9 MB`.
+pub fn size(bytes: u64) -> String {
     const UNITS: [(&str, u64); 3] = [("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1000)];
     match UNITS.into_iter().find(|(_, factor)| bytes >= *factor) {
         Some((unit, factor)) => format!("{}.{} {unit}", bytes / factor, bytes % factor * 10 / factor),

@@ -1,7 +1,6 @@
-//! The effective values as TOML again, and what they mean in seconds.
+//! The effective values as TOML again.
 //!
-//! What is written reads back as the same configuration. Secrets appear only as the names of their files. The worst
-//! cases are computed from settings alone: nothing is measured.
+//! What is written reads back as the same configuration. Secrets appear only as the names of their files.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -10,55 +9,6 @@ use switchback_control::{Class, Failback, Mode, Standby, Start, Uplink};
 
 use super::text::{duration_text, size_text};
 use super::{Config, Match, UplinkConfig};
-
-/// How long a loss can go unseen on one uplink, and how long until the session lives on another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WorstCase {
-    /// A class or the name of an interface.
-    pub uplink: String,
-    /// Cable pulled, signal gone: the kernel says so within milliseconds.
-    pub carrier_detected: Duration,
-    /// Nothing comes back, and nothing is being sent: suspected, and the next uplink is opened.
-    pub silence_suspected: Duration,
-    /// The same, given up where no other uplink can take over (R-LV-4).
-    pub silence_detected: Duration,
-    /// Safety net of the kernel for data that nobody acknowledges (R-LV-2).
-    pub send_limit: Duration,
-    /// From a lost carrier to a session on the next uplink, if that one needs its whole connect limit.
-    pub carrier_failover: Duration,
-    /// The same from the first lost byte of a silent loss.
-    pub silence_failover: Duration,
-}
-
-/// The worst cases of every class and every named interface.
-pub fn worst_cases(config: &Config) -> Vec<WorstCase> {
-    let classes = Class::ALL.iter().zip(&config.settings.classes).zip(&config.classes);
-    let classes = classes.map(|((class, uplink), adapter)| (class.to_string(), Some(*class), uplink, adapter));
-    let named = config.settings.named.iter().zip(&config.named);
-    let named = named.map(|((name, uplink), (_, adapter))| (name.to_string(), None, uplink, adapter));
-    classes
-        .chain(named)
-        .map(|(name, class, uplink, adapter)| {
-            let others = Class::ALL.iter().zip(&config.settings.classes).filter(|(other, _)| Some(**other) != class);
-            let next = others.map(|(_, other)| other.connect_timeout).max().unwrap_or(uplink.connect_timeout);
-            worst_case(name, uplink, adapter, next)
-        })
-        .collect()
-}
-
-fn worst_case(uplink_name: String, uplink: &Uplink, adapter: &UplinkConfig, next: Duration) -> WorstCase {
-    let [first, second] = uplink.ping_limits;
-    let suspected = uplink.ping_after.unwrap_or(uplink.keep_alive) + first;
-    WorstCase {
-        uplink: uplink_name,
-        carrier_detected: Duration::ZERO,
-        silence_suspected: suspected,
-        silence_detected: suspected + second,
-        send_limit: adapter.socket.user_timeout,
-        carrier_failover: next,
-        silence_failover: suspected + next,
-    }
-}
 
 /// The effective values as TOML.
 pub fn show(config: &Config) -> String {
@@ -138,12 +88,7 @@ fn uplink(out: &mut String, name: &str, uplink: &Uplink, adapter: &UplinkConfig,
     }
     let metered = uplink.metered.map_or("\"auto\"".to_string(), |metered| metered.to_string());
     writeln!(out, "metered = {metered}")?;
-    let standby = match uplink.standby {
-        Standby::Off => "off",
-        Standby::Up => "up",
-        Standby::Warm => "warm",
-    };
-    writeln!(out, "standby = \"{standby}\"")?;
+    writeln!(out, "standby = \"{}\"", standby_word(uplink.standby))?;
     writeln!(out, "warm_renew = {}", time(uplink.warm_renew))?;
     writeln!(out, "connect_timeout = {}", time(uplink.connect_timeout))?;
     writeln!(out, "keep_alive = {}", time(uplink.keep_alive))?;
@@ -160,6 +105,15 @@ fn uplink(out: &mut String, name: &str, uplink: &Uplink, adapter: &UplinkConfig,
     match socket.send_buffer {
         Some(bytes) => writeln!(out, "send_buffer = \"{}\"", size_text(bytes.into())),
         None => writeln!(out, "# send_buffer: the kernel's own"),
+    }
+}
+
+/// As it is written in `uplink.*.standby`.
+pub fn standby_word(standby: Standby) -> &'static str {
+    match standby {
+        Standby::Off => "off",
+        Standby::Up => "up",
+        Standby::Warm => "warm",
     }
 }
 

@@ -8,9 +8,9 @@ use std::time::Duration;
 use switchback_control::{Class, Name, Standby, Uplink};
 
 use super::reader::{Reader, Section, Seen};
-use super::text;
 use super::tree::At;
 use super::{Config, Match, SocketOptions, UplinkConfig};
+use super::{forecast, text};
 
 /// Below this a healthy but slow uplink is given up while it is still connecting (R-CF-3).
 const CONNECT_SOON: Duration = Duration::from_secs(20);
@@ -83,7 +83,7 @@ pub fn class_in_disguise(reader: &mut Reader, at: &At, path: &str, name: Name) {
 struct Given {
     matches: Vec<Match>,
     metered: Option<Seen<Option<bool>>>,
-    standby: Option<Standby>,
+    standby: Option<Seen<Standby>>,
     warm_renew: Option<Seen<Duration>>,
     connect_timeout: Option<Seen<Duration>>,
     keep_alive: Option<Seen<Duration>>,
@@ -147,10 +147,13 @@ fn given(reader: &mut Reader, section: &Section<'_>) -> Given {
     Given {
         matches,
         metered: reader.flag(section, "metered"),
-        standby: reader.word(section, "standby", &[]).map(|seen| match seen.value.as_str() {
-            "off" => Standby::Off,
-            "warm" => Standby::Warm,
-            _ => Standby::Up,
+        standby: reader.word(section, "standby", &[]).map(|Seen { value, at, path }| {
+            let value = match value.as_str() {
+                "off" => Standby::Off,
+                "warm" => Standby::Warm,
+                _ => Standby::Up,
+            };
+            Seen { value, at, path }
         }),
         warm_renew: reader.duration(section, "warm_renew"),
         connect_timeout: reader.duration(section, "connect_timeout"),
@@ -172,7 +175,7 @@ fn resolve(reader: &mut Reader, given: &Given, class: Class) -> (Uplink, UplinkC
     let keep_alive = value(&given.keep_alive, default.keep_alive);
     let uplink = Uplink {
         metered: given.metered.as_ref().map_or(default.metered, |seen| seen.value),
-        standby: given.standby.unwrap_or(default.standby),
+        standby: given.standby.as_ref().map_or(default.standby, |seen| seen.value),
         warm_renew: value(&given.warm_renew, default.warm_renew),
         connect_timeout: value(&given.connect_timeout, default.connect_timeout),
         keep_alive,
@@ -211,6 +214,18 @@ fn together(reader: &mut Reader, given: &Given, class: Class, uplink: &Uplink, s
         && *value < CONNECT_SOON
     {
         let message = format!("\"{}\" gives up on slow but healthy uplinks; 20s or more is safer", show(*value));
+        reader.warn(at, path, message);
+    }
+    if let Some(Seen { value: Standby::Warm, at, path }) = &given.standby
+        && uplink.metered == Some(true)
+    {
+        let bytes = forecast::warm(uplink.warm_renew, socket.keepalive_idle, forecast::HANDSHAKE);
+        let message = format!(
+            "\"warm\" costs about {} MB a month on a metered uplink (a handshake every {}); \"up\" costs nothing while \
+             all is well, and a longer warm_renew less",
+            bytes / 1_000_000,
+            show(uplink.warm_renew)
+        );
         reader.warn(at, path, message);
     }
     let period = uplink.ping_after.unwrap_or(uplink.keep_alive);

@@ -11,13 +11,14 @@ from .namespaces import wait_for
 
 KEYS = {
     "": "state connected uplink class since last_inbound_ms next_attempt_ms session failover uplinks outbox "
-        "last_outage failback",
+        "last_outage last_switch switches failback inhibited_until",
     "session": "id server protocol tls present rtt_ms",
     "failover": "stored walk index",
     "outbox": "messages bytes oldest_s in_flight dropped classes",
-    "failback": "target eligible_in_ms held_because",
+    "failback": "mode until target eligible_in_ms held_because",
 }
-UPLINK_KEYS = "name class step usable reason metered rtt_ms loss signal bytes_up bytes_down liveness_bytes address send_buffer"
+UPLINK_KEYS = "name class step usable reason metered rtt_ms loss signal bytes_up bytes_down liveness_bytes " \
+              "spare_handshakes warm address send_buffer"
 OUTAGE_KEYS = "first_cause last_reason began ended attempts uplinks_tried detected_ms gap_ms"
 STATES = """off idle joining addressing sim registering bearer resolving connecting handshake online online-on-backup stalled
 no-internet captive-portal no-cloud auth-error clock-wrong planned-offline updating safe-mode""".split()
