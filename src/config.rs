@@ -25,10 +25,7 @@ use std::time::Duration;
 
 use switchback_control::{Class, Name, Settings};
 
-pub use forecast::{
-    BROWN_OUT, Cost, HANDSHAKE, HANDSHAKE_FULL, MARGIN_MAX, METERED_RACES, METERED_RESCUES, MOVE_MARGIN, PING, PROOFS,
-    SUSPECT_MARGIN, WorstCase, costs, round_trips, worst_cases,
-};
+pub use forecast::{BROWN_OUT, Cost, HANDSHAKE, HANDSHAKE_FULL, PING, WorstCase, costs, round_trips, worst_cases};
 pub use nearest::nearest;
 pub use show::{show, standby_word};
 pub use text::{duration as parse_duration, duration_text, matches as pattern_matches};

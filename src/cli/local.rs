@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use switchback_control::Standby;
+use switchback_control::bounds::{MARGIN_MAX, METERED_RACES, METERED_RESCUES, MOVE_MARGIN, PROOFS, SUSPECT_MARGIN};
 
 use super::arguments::Arguments;
 use super::render::{self, Table};
 use super::{Output, Problem};
 use crate::config::{
-    BROWN_OUT, Config, ConfigError, Cost, DEFAULT_PATH, HANDSHAKE, HANDSHAKE_FULL, MARGIN_MAX, METERED_RACES,
-    METERED_RESCUES, MOVE_MARGIN, PING, PROOFS, SHIPPED, SUSPECT_MARGIN, Warning, WorstCase, costs, duration_text,
-    round_trips, show, standby_word, worst_cases,
+    BROWN_OUT, Config, ConfigError, Cost, DEFAULT_PATH, HANDSHAKE, HANDSHAKE_FULL, PING, SHIPPED, Warning, WorstCase,
+    costs, duration_text, round_trips, show, standby_word, worst_cases,
 };
 
 /// Answers with the exit status: 0, or 2 for a configuration that cannot be used.
@@ -153,7 +153,6 @@ fn worst_case_table(cases: &[WorstCase]) -> String {
 }
 
 fn cost(cost: &Cost) -> Value {
-    let hourly = cost.up_most.map(|_| METERED_RESCUES + METERED_RACES);
     json!({
         "uplink": cost.uplink,
         "standby": standby_word(cost.standby),
@@ -161,7 +160,7 @@ fn cost(cost: &Cost) -> Value {
         "session_bytes_month": cost.session,
         "off": { "bytes_month": 0, "handshakes_per_s": 0.0 },
         "up": { "bytes_month": 0, "handshakes_per_s": 0.0, "return_bytes": cost.up_return,
-                "suspicion_bytes_month_max": cost.up_most, "suspicion_handshakes_per_h_max": hourly },
+                "suspicion_bytes_month_max": cost.up_most },
         "warm": { "bytes_month": cost.warm, "full_bytes_month": cost.warm_full,
                   "handshakes_per_s": cost.warm_handshakes },
     })
@@ -189,10 +188,11 @@ fn cost_table(costs: &[Cost], fleet_size: u32) -> String {
     format!(
         "what readiness costs in a month of 30 days, * as chosen by standby:\n{}\
          session: while it carries an idle session ({PING} B for each ping); off, up, warm: while another uplink does\n\
-         up: a return costs {PROOFS} handshakes; suspicion at most {} an hour on a metered uplink\n\
+         up: a return costs {PROOFS} handshakes; suspicion at most {} at once and one every {} on a metered uplink\n\
          warm: a handshake every warm_renew, {} where the server resumes, {} in full, less without client certificate\n",
         table.text(false),
-        METERED_RESCUES + METERED_RACES,
+        METERED_RESCUES.at_once + METERED_RACES.at_once,
+        duration_text(METERED_RESCUES.every),
         size(HANDSHAKE),
         size(HANDSHAKE_FULL),
     )

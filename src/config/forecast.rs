@@ -1,30 +1,20 @@
 //! What the settings mean before anything is measured: seconds until a loss is seen and traffic has moved, and the bytes
 //! and handshakes that readiness costs (R-CF-2).
 //!
-//! Computed from settings alone. Where the heart decides by numbers that are no settings, they are restated here, and a
-//! test holds them to the heart's.
+//! Computed from settings and from the heart's own bounds.
 
 use std::time::Duration;
 
+use switchback_control::bounds::{
+    Budget, METERED_RACES, METERED_RESCUES, PROOFS, RTO_FIRST, SUSPECT_MARGIN, speaks_after,
+};
 use switchback_control::{Class, Standby, Uplink};
 
 use super::{Config, UplinkConfig};
 
-/// With traffic, an answer that is later than expected by this makes the session suspect, and by the second lets another
-/// path that has proved itself take over. Both grow by up to the third on a path that loses packets.
-pub const SUSPECT_MARGIN: Duration = Duration::from_millis(300);
-pub const MOVE_MARGIN: Duration = Duration::from_millis(500);
-pub const MARGIN_MAX: Duration = Duration::from_secs(4);
-/// How long an answer is expected to take on a path of which nothing is known (RFC 6298, 2.1).
-const FIRST_ANSWER: Duration = Duration::from_secs(1);
 /// A path that works, and loses too much to be of use, is left within this: stalls are counted over a quarter of a
 /// minute, and another path takes a few seconds to prove itself.
 pub const BROWN_OUT: Duration = Duration::from_secs(30);
-/// Connections that suspicion, and first messages after silence, may open over a metered uplink in an hour.
-pub const METERED_RESCUES: u64 = 12;
-pub const METERED_RACES: u64 = 3;
-/// Handshakes that a better uplink completes before traffic returns to it.
-pub const PROOFS: u64 = 2;
 
 /// What is meant by a month.
 pub const MONTH: Duration = Duration::from_secs(30 * 86_400);
@@ -78,7 +68,7 @@ fn uplinks(config: &Config) -> impl Iterator<Item = (String, Option<Class>, &Upl
 
 fn worst_case(uplink_name: String, uplink: &Uplink, adapter: &UplinkConfig, next: Duration) -> WorstCase {
     let asked = ping_period(uplink);
-    let suspected = asked + FIRST_ANSWER + SUSPECT_MARGIN;
+    let suspected = asked + RTO_FIRST + SUSPECT_MARGIN;
     WorstCase {
         uplink: uplink_name,
         standby: uplink.standby,
@@ -91,10 +81,9 @@ fn worst_case(uplink_name: String, uplink: &Uplink, adapter: &UplinkConfig, next
     }
 }
 
-/// How long an idle session waits before it asks for a sign of life: three quarters of the keep alive at most, so that the
-/// server hears us in time.
+/// How long an idle session waits before it asks for a sign of life.
 fn ping_period(uplink: &Uplink) -> Duration {
-    let by_keep_alive = uplink.keep_alive * 3 / 4;
+    let by_keep_alive = speaks_after(uplink.keep_alive);
     uplink.ping_after.map_or(by_keep_alive, |after| after.min(by_keep_alive))
 }
 
@@ -136,13 +125,14 @@ pub fn costs(config: &Config) -> Vec<Cost> {
     let fleet = f64::from(config.settings.fleet_size);
     let cost = |(name, _, uplink, adapter): (String, Option<Class>, &Uplink, &UplinkConfig)| {
         let idle = adapter.socket.keepalive_idle;
-        let rescues = (METERED_RESCUES + METERED_RACES) * times(Duration::from_secs(3600));
+        let most = |budget: Budget| u64::from(budget.at_once) + times(budget.every);
+        let rescues = most(METERED_RESCUES) + most(METERED_RACES);
         Cost {
             uplink: name,
             standby: uplink.standby,
             metered: uplink.metered,
             session: session(ping_period(uplink), idle),
-            up_return: PROOFS * HANDSHAKE,
+            up_return: u64::from(PROOFS) * HANDSHAKE,
             up_most: (uplink.metered == Some(true)).then_some(rescues * HANDSHAKE),
             warm: warm(uplink.warm_renew, idle, HANDSHAKE),
             warm_full: warm(uplink.warm_renew, idle, HANDSHAKE_FULL),

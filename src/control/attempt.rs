@@ -22,6 +22,8 @@ use crate::time::Instant;
 pub const CONNACK_LIMIT: Duration = Duration::from_secs(10);
 /// The same right after a path has died, while another is ready: several may have died together.
 const CONNACK_SOON: Duration = Duration::from_secs(4);
+/// From CONNECT to CONNACK beyond two round trips, on a connection that waited and may be stale.
+const WAITED_LIMIT: Duration = Duration::from_millis(500);
 /// While the server itself refuses, other paths are tried only this often: they lead to the same server.
 const FULL_WALK_SERVER: Duration = Duration::from_secs(300);
 /// A server that hangs up without a word is asked in the other version once in so many rounds.
@@ -137,7 +139,10 @@ impl Failover {
         candidate.deadline = g.turn.now
             + match candidate.waited {
                 // If nobody is there any more, a new connection is soon made.
-                true => rescue_limit(g.interfaces.class(candidate.interface)),
+                true => {
+                    let limit = rescue_limit(g.interfaces.class(candidate.interface));
+                    g.reach.quality(candidate.interface).round_trip.map_or(limit, |r| limit.min(r * 2 + WAITED_LIMIT))
+                }
                 false if self.paths_are_dying(g) && g.ready_count() > 1 => CONNACK_SOON,
                 false => CONNACK_LIMIT,
             };
@@ -170,7 +175,12 @@ impl Failover {
         g.line = Some(Line::Shut);
         if candidate.waited && g.interfaces.readiness(candidate.interface) == Readiness::Ready {
             let Candidate { interface, server, servers_left, .. } = candidate;
-            return self.dial(g, round, interface, server, servers_left, None);
+            let mut walk = self.dial(g, round, interface, server, servers_left, None);
+            if let Walk::Trying { candidate, .. } = &mut walk {
+                // What waited may not have been stale but the path dead.
+                candidate.deadline = candidate.deadline.min(now + rescue_limit(g.interfaces.class(interface)));
+            }
+            return walk;
         }
         g.reach.bad(now, candidate.interface, reason);
         if self.wants(g) {

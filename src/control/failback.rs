@@ -16,13 +16,14 @@ use crate::interfaces::Readiness;
 use crate::name::Name;
 use crate::reason::Reason;
 use crate::round::better_than;
-use crate::serving::{STALE, Serving};
+use crate::serving::Serving;
 use crate::settings::Failback;
 use crate::spare::{FINISH_LIMIT, Proofs, Purpose, SPARE_LIMIT, Spare};
 use crate::suspicion::rescue_limit;
 use crate::time::Instant;
-use crate::warm::Taken;
 
+/// A dial that takes longer than its round trips by this was kept waiting.
+const SLOW_DIAL: Duration = Duration::from_millis(300);
 /// So many dials of a trial may find that too much gets lost before the trial has failed.
 const PROOFS_FORGIVEN: u32 = 6;
 
@@ -126,22 +127,15 @@ impl Failover {
     pub fn open_spare(&mut self, g: &mut Ground, serving: &mut Serving, interface: Name, purpose: Purpose) {
         let now = g.turn.now;
         let server = serving.session.server;
-        // What waits there serves a rescue; every other proof must be fresh.
-        let (limit, warm) = match &purpose {
-            Purpose::Failback { .. } | Purpose::Visit { .. } => (SPARE_LIMIT, None),
-            Purpose::Rescue { .. } => (rescue_limit(g.interfaces.class(interface)), self.warm.take(interface, server)),
-        };
-        serving.spare = match warm {
-            Some(Taken { attempt, since: Some(since) }) => Spare::Ready { interface, attempt, since, purpose },
-            Some(Taken { attempt, since: None }) => {
-                Spare::Dialling { interface, attempt, deadline: now + limit, purpose }
-            }
-            None => {
-                let attempt = g.turn.number();
-                g.turn.ask(Action::Dial { interface, server, attempt });
-                Spare::Dialling { interface, attempt, deadline: now + limit, purpose }
+        let limit = match &purpose {
+            Purpose::Failback { .. } | Purpose::Visit { .. } if !serving.suspected => SPARE_LIMIT,
+            Purpose::Failback { .. } | Purpose::Visit { .. } | Purpose::Rescue { .. } => {
+                rescue_limit(g.interfaces.class(interface))
             }
         };
+        let attempt = g.turn.number();
+        g.turn.ask(Action::Dial { interface, server, attempt });
+        serving.spare = Spare::Dialling { interface, attempt, began: now, deadline: now + limit, purpose };
     }
 
     pub fn spare_failed(&mut self, g: &mut Ground, serving: &mut Serving, name: Name, reason: Reason, hang_up: bool) {
@@ -150,10 +144,7 @@ impl Failover {
         if let Some(attempt) = spare.attempt().filter(|_| hang_up) {
             g.turn.ask(Action::HangUp { attempt, goodbye: Goodbye::Abort });
         }
-        let waited = matches!(spare, Spare::Ready { since, .. } if now.since(since) > STALE);
-        if !waited {
-            g.reach.trial_failed(now, name, reason);
-        }
+        g.reach.trial_failed(now, name, reason);
         if matches!(spare, Spare::Moving { .. }) && hang_up {
             self.abandoned = Some(now);
         }
@@ -165,9 +156,8 @@ impl Failover {
         } else {
             serving.spare_ended(g, spare, reason);
             if serving.suspected {
-                // It would have been the rescue as well: another is needed, or the same made anew.
-                let tried = if waited { Vec::new() } else { Vec::from([name]) };
-                self.rescue(g, serving, tried);
+                // It would have been the rescue as well: another is needed.
+                self.rescue(g, serving, Vec::from([name]));
             }
         }
     }
@@ -176,7 +166,7 @@ impl Failover {
     pub fn spare_proved(&mut self, g: &mut Ground, serving: &mut Serving, measure: Measure) {
         let now = g.turn.now;
         let spare = core::mem::replace(&mut serving.spare, Spare::None);
-        let Spare::Dialling { interface, attempt, purpose, .. } = spare else {
+        let Spare::Dialling { interface, attempt, began, purpose, .. } = spare else {
             serving.spare = spare;
             return;
         };
@@ -195,10 +185,16 @@ impl Failover {
             }
             // Another uplink that loses as much is no rescue from one that loses too much.
             Purpose::Rescue { .. } if lossy && serving.session.flowing.is_browning_out(now) => {
-                serving.spare = Spare::Dialling { interface, attempt, deadline: now, purpose };
+                serving.spare = Spare::Dialling { interface, attempt, began, deadline: now, purpose };
                 return self.spare_failed(g, serving, interface, Reason::Loss, true);
             }
-            Purpose::Rescue { .. } => Spare::Ready { interface, attempt, since: now, purpose },
+            Purpose::Rescue { .. } => {
+                // A handshake that took long may have waited for a server that answered nobody until now: then the suspect
+                // has as long as an answer takes.
+                let slow = now.since(began) > measure.round_trip * 2 + SLOW_DIAL;
+                let grace = if slow { serving.session.round_trip.timeout() } else { Duration::ZERO };
+                Spare::Ready { interface, attempt, trusted_from: now + grace, purpose }
+            }
             Purpose::Failback { .. } | Purpose::Visit { .. } => {
                 let ours = matches!(purpose, Purpose::Failback { request: None, .. });
                 let why = if ours { Reason::InterfaceChange } else { Reason::User };

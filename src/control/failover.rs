@@ -30,6 +30,7 @@ use crate::round::{Candidate, From, Round};
 use crate::serving::Serving;
 use crate::session::Session;
 use crate::settings::{Mode, Start};
+use crate::suspicion::Purses;
 use crate::time::Instant;
 use crate::warm::Warm;
 
@@ -106,11 +107,8 @@ pub struct Failover {
     pub requests: Vec<(Request, Instant)>,
     /// Since when the current state has held, for displays.
     pub since: Instant,
-    /// Spares opened over metered interfaces on suspicion, and since when they are counted.
-    pub rescues: u32,
-    /// Spares raced for the first message after silence, in the same hour.
-    pub races: u32,
-    pub rescues_since: Option<Instant>,
+    /// What may be spent on second paths.
+    pub purses: Purses,
     /// When a CONNECT was last given up without an answer.
     pub abandoned: Option<Instant>,
     /// What an operator has said about better interfaces, and what holds until when.
@@ -152,9 +150,7 @@ impl Failover {
             requests: Vec::new(),
             since: now,
             last_busy: now,
-            rescues: 0,
-            races: 0,
-            rescues_since: None,
+            purses: Purses::default(),
             abandoned: None,
             way_back: WayBack::default(),
             warm: Warm::default(),

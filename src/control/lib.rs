@@ -21,6 +21,7 @@
 extern crate alloc;
 
 pub mod action;
+pub mod bounds;
 pub mod event;
 pub mod name;
 pub mod reason;

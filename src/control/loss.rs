@@ -16,6 +16,7 @@ use crate::serving::{Serving, note_return};
 use crate::session::{Due, Session};
 use crate::settings::Mode;
 use crate::spare::Spare;
+use crate::suspicion::is_promising;
 use crate::time::Instant;
 
 /// A CONNECT that was given up may still reach the server this much later, and take our own session over.
@@ -110,6 +111,17 @@ impl Failover {
         }
         // A spare of another's making dies with the reason: somebody else has our identity.
         let usable = reason.blame() != Blame::Identity || taken_by_us;
+        // Nor does a dial carry on that should have been through by now.
+        let usable = usable
+            && match spare {
+                Spare::Dialling { interface, began, .. } if !is_promising(g, interface, began) => {
+                    g.reach.trial_failed(now, interface, Reason::NoServer);
+                    false
+                }
+                Spare::Dialling { .. } => true,
+                Spare::None | Spare::Resting { .. } | Spare::Ready { .. } => true,
+                Spare::Finishing { .. } | Spare::Moving { .. } => true,
+            };
         let candidate = if usable { serving.candidate_of(g, &spare) } else { None };
         let spare_lives = candidate.as_ref().is_some_and(|(c, _)| g.interfaces.dead(c.interface).is_none());
         g.switches.began(g.turn, name, reason, detection, &g.flow);

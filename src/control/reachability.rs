@@ -8,6 +8,7 @@
 use alloc::collections::BTreeMap;
 use core::time::Duration;
 
+use crate::bounds::PROOFS;
 use crate::event::Measure;
 use crate::name::Name;
 use crate::quality::{Lateness, Quality};
@@ -20,8 +21,7 @@ const RETURN_PROVES: Duration = Duration::from_secs(300);
 const RETURN_FORGIVEN: Duration = Duration::from_secs(3600);
 /// The longest hold-down that doubling reaches.
 const HOLD_MAX: Duration = Duration::from_secs(3600);
-/// Handshakes in a row that a better interface must complete before traffic moves, and the time between two (R-FB-2).
-const PROOFS: u32 = 2;
+/// The time between two handshakes that prove a better interface (R-FB-2).
 const BETWEEN_PROOFS: Duration = Duration::from_secs(1);
 /// For each return that failed it is watched longer: so many more, this far apart, until the watch outlasts the rhythm in
 /// which it comes and goes (R-FX-9).

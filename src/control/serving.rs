@@ -19,6 +19,7 @@ use crate::reason::Reason;
 use crate::round::Candidate;
 use crate::session::Session;
 use crate::spare::{Purpose, SPARE_LIMIT, Spare};
+use crate::suspicion::rescue_limit;
 use crate::time::Instant;
 use crate::turn::Turn;
 
@@ -26,9 +27,6 @@ use crate::turn::Turn;
 const FLUSH_LIMIT: Duration = Duration::from_secs(10);
 /// A suspect that nothing could rescue: how soon everything is tried again.
 const SWEEP_AGAIN: Duration = Duration::from_secs(5);
-
-/// A connection proved longer ago than this may have died meanwhile.
-pub const STALE: Duration = Duration::from_secs(4);
 
 #[derive(Clone, Copy, Debug)]
 pub struct Leaving {
@@ -154,11 +152,11 @@ impl Serving {
     /// The same connection, looked at as a candidate of the walk.
     pub fn candidate_of(&self, g: &mut Ground, spare: &Spare) -> Option<(Candidate, Option<Request>)> {
         let now = g.turn.now;
-        let waited = matches!(spare, Spare::Ready { since, .. } if now.since(*since) > STALE);
         let (interface, attempt, deadline, connecting, purpose) = match spare {
             Spare::None | Spare::Resting { .. } => return None,
-            Spare::Dialling { interface, attempt, deadline, purpose } => {
-                (interface, attempt, *deadline, false, purpose)
+            Spare::Dialling { interface, attempt, deadline, purpose, .. } => {
+                let limit = rescue_limit(g.interfaces.class(*interface));
+                (interface, attempt, (now + limit).min(*deadline), false, purpose)
             }
             Spare::Ready { interface, attempt, purpose, .. } | Spare::Finishing { interface, attempt, purpose, .. } => {
                 (interface, attempt, now + SPARE_LIMIT, false, purpose)
@@ -180,7 +178,7 @@ impl Serving {
             connecting,
             version: self.session.version,
             other_version: false,
-            waited,
+            waited: false,
         };
         Some((candidate, via))
     }
@@ -208,6 +206,7 @@ impl Failover {
         let mut deadline = serving.session.deadline(view.now, view.oldest_sent);
         let mut consider = |at: Option<Instant>| deadline = at.map_or(deadline, |at| deadline.min(at));
         consider(serving.spare.deadline());
+        consider(serving.spare.trusted_from().filter(|at| *at > view.now));
         consider(serving.leaving.map(|l| l.until));
         consider(serving.races_from(view.oldest_sent));
         consider(serving.sweep_due().filter(|at| *at > view.now));

@@ -7,24 +7,17 @@
 
 use core::time::Duration;
 
+use crate::bounds::{MARGIN_MAX, MOVE_MARGIN, RTO_FIRST, SUSPECT_MARGIN, speaks_after};
 use crate::event::{Attempt, Measure, Version};
 use crate::name::Name;
 use crate::quality::{Flowing, Lateness};
 use crate::settings::Uplink;
 use crate::time::Instant;
 
-/// Beyond the estimate: when silence is suspicious, and when a proved spare takes over. Measured: 0 to 2 false
-/// suspicions per 150 s at 5 % loss each way, none at the second (facts 7).
-pub const SUSPECT_MARGIN: Duration = Duration::from_millis(300);
-pub const MOVE_MARGIN: Duration = Duration::from_millis(500);
-/// The most the margins grow on a path that loses packets or was suspected in vain (R-LV-6).
-const MARGIN_MAX: Duration = Duration::from_secs(4);
 /// What the adapter tells of one read arrives within this long.
 const TOGETHER: Duration = Duration::from_millis(20);
 /// An answer later than expected by less than this is no sign of loss.
 const LATENESS_LEAST: Duration = Duration::from_millis(20);
-/// Retransmission timeout before the first sample (RFC 6298, 2.1).
-const RTO_FIRST: Duration = Duration::from_secs(1);
 /// After so long without a word from the server its next answer is waited for less: at most so much is granted for the
 /// variation of the round trip, of which an idle session knows little.
 const LONG_SILENCE: Duration = Duration::from_secs(3);
@@ -169,12 +162,11 @@ impl Session {
         vain: u32,
         lateness: Lateness,
     ) -> Session {
-        // Three quarters leave the server time before its own one and a half keep alives.
-        let by_keep_alive = keep_alive.saturating_mul(3) / 4;
+        let by_keep_alive = speaks_after(keep_alive);
         let ping_after = match uplink.ping_after {
             Some(after) if keep_alive.is_zero() => after,
             Some(after) => after.min(by_keep_alive),
-            None if keep_alive.is_zero() => uplink.keep_alive.saturating_mul(3) / 4,
+            None if keep_alive.is_zero() => speaks_after(uplink.keep_alive),
             None => by_keep_alive,
         };
         Session {

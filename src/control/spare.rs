@@ -48,6 +48,7 @@ pub enum Spare {
     Dialling {
         interface: Name,
         attempt: Attempt,
+        began: Instant,
         deadline: Instant,
         purpose: Purpose,
     },
@@ -55,8 +56,8 @@ pub enum Spare {
     Ready {
         interface: Name,
         attempt: Attempt,
-        /// When its handshake was complete.
-        since: Instant,
+        /// From when on it may take over from a suspect.
+        trusted_from: Instant,
         purpose: Purpose,
     },
     /// A planned move: what is in flight finishes on the old connection.
@@ -107,6 +108,18 @@ impl Spare {
             | Spare::Ready { interface, .. }
             | Spare::Finishing { interface, .. }
             | Spare::Moving { interface, .. } => Some(*interface),
+        }
+    }
+
+    /// From when on it may take over from a suspect.
+    pub fn trusted_from(&self) -> Option<Instant> {
+        match self {
+            Spare::Ready { trusted_from, .. } => Some(*trusted_from),
+            Spare::None
+            | Spare::Resting { .. }
+            | Spare::Dialling { .. }
+            | Spare::Finishing { .. }
+            | Spare::Moving { .. } => None,
         }
     }
 

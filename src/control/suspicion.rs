@@ -2,12 +2,13 @@
 //!
 //! A suspect is asked for a sign of life, and a second path is opened at once; whichever proves itself first carries the
 //! session. A suspect that answers is innocent: the spare is closed, and the path is suspected less readily for a while. So
-//! slow is never punished, and dead is never waited for. On metered interfaces the spares are bounded by the hour.
+//! slow is never punished, and dead is never waited for. On metered interfaces the spares are bounded.
 
 use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::action::{Action, Goodbye};
+use crate::bounds::{Budget, METERED_RACES, METERED_RESCUES, RACES};
 use crate::event::Event;
 use crate::failover::{Failover, Walk};
 use crate::ground::{Ground, Line};
@@ -16,18 +17,63 @@ use crate::reason::Reason;
 use crate::round::{From, Round};
 use crate::serving::Serving;
 use crate::session::Silence;
-use crate::settings::Standby;
 use crate::spare::{Purpose, Spare};
 use crate::time::Instant;
 
-/// Spares opened on suspicion over metered interfaces, at most per hour: each costs a handshake.
-const METERED_RESCUES: u32 = 12;
-/// A message is raced over an interface whose dial would not fit between suspicion and move: two
-/// of these round trips are as long. At most so many an hour: each costs a handshake (R-FX-14: 3 kB each, 6 MB a month).
+/// A message is raced only over an interface whose dial would not fit between suspicion and move: two of these round trips
+/// are as long.
 const RACE_ROUND_TRIP: Duration = Duration::from_millis(90);
-const RACES: u32 = 60;
-const METERED_RACES: u32 = 3;
-const HOUR: Duration = Duration::from_secs(3600);
+
+/// What of a budget is left.
+#[derive(Clone, Copy, Debug)]
+pub struct Purse {
+    budget: Budget,
+    left: u32,
+    /// When the last whole unit came back, or began to.
+    filled: Instant,
+}
+
+impl Purse {
+    /// A full one.
+    pub fn new(budget: Budget) -> Purse {
+        Purse { budget, left: budget.at_once, filled: Instant::default() }
+    }
+
+    /// Nothing is left.
+    fn is_empty(&mut self, now: Instant) -> bool {
+        let back = now.since(self.filled).as_millis() / self.budget.every.as_millis().max(1);
+        let back = u32::try_from(back).unwrap_or(u32::MAX);
+        self.left = self.left.saturating_add(back).min(self.budget.at_once);
+        if self.left == self.budget.at_once {
+            self.filled = now;
+        } else {
+            self.filled = self.filled + self.budget.every * back;
+        }
+        self.left == 0
+    }
+
+    fn spend(&mut self) {
+        self.left = self.left.saturating_sub(1);
+    }
+}
+
+/// What may be spent on second paths.
+#[derive(Clone, Copy, Debug)]
+pub struct Purses {
+    metered_rescues: Purse,
+    metered_races: Purse,
+    races: Purse,
+}
+
+impl Default for Purses {
+    fn default() -> Purses {
+        Purses {
+            metered_rescues: Purse::new(METERED_RESCUES),
+            metered_races: Purse::new(METERED_RACES),
+            races: Purse::new(RACES),
+        }
+    }
+}
 
 impl Failover {
     /// Silence while an answer is owed.
@@ -67,6 +113,7 @@ impl Failover {
                 None
             }
             Silence::Guilty => match &serving.spare {
+                Spare::Ready { trusted_from, .. } if now < *trusted_from => None,
                 Spare::Ready { .. } => {
                     g.turn.ask(Action::HangUp { attempt: serving.session.attempt, goodbye: Goodbye::Abort });
                     let session = serving.session;
@@ -99,11 +146,27 @@ impl Failover {
             serving.session.asks(g.turn.now);
             g.turn.ask(Action::Ping { attempt: serving.session.attempt });
         }
-        match core::mem::replace(&mut serving.spare, Spare::None) {
+        let now = g.turn.now;
+        let spare = core::mem::replace(&mut serving.spare, Spare::None);
+        match spare {
             Spare::None | Spare::Resting { .. } => self.rescue(g, serving, Vec::new()),
-            Spare::Dialling { interface, attempt, deadline, purpose: Purpose::Failback { request: None, .. } } => {
+            // A trial that should have been through by now goes to an interface that is as dead: it is no rescue.
+            Spare::Dialling { interface, attempt, began, .. } if !is_promising(g, interface, began) => {
+                g.turn.ask(Action::HangUp { attempt, goodbye: Goodbye::Abort });
+                g.reach.trial_failed(now, interface, Reason::NoServer);
+                serving.spare_ended(g, spare, Reason::NoServer);
+                self.rescue(g, serving, Vec::from([interface]));
+            }
+            Spare::Dialling {
+                interface,
+                attempt,
+                began,
+                deadline,
+                purpose: Purpose::Failback { request: None, .. },
+            } => {
                 let purpose = Purpose::Rescue { tried: Vec::new() };
-                serving.spare = Spare::Dialling { interface, attempt, deadline, purpose };
+                let deadline = deadline.min(now + rescue_limit(g.interfaces.class(interface)));
+                serving.spare = Spare::Dialling { interface, attempt, began, deadline, purpose };
             }
             // A planned move that is under way is the rescue.
             other => serving.spare = other,
@@ -112,17 +175,18 @@ impl Failover {
 
     /// Dials the next interface that may rescue the session, if there is one.
     pub fn rescue(&mut self, g: &mut Ground, serving: &mut Serving, tried: Vec<Name>) {
-        self.count_by_the_hour(g.turn.now);
-        let spent = self.rescues >= METERED_RESCUES;
+        let spent = self.purses.metered_rescues.is_empty(g.turn.now);
         let round = Round::plan(From::Next(serving.session.interface), g.walk, g.interfaces);
-        let costs = |name: Name| g.interfaces.metered(name, g.turn.settings) && !self.warm.is_ready(name);
+        let costs = |name: Name| g.interfaces.metered(name, g.turn.settings);
         let fits =
             |name: &Name| *name != serving.session.interface && !tried.contains(name) && !(spent && costs(*name));
         let Some(name) = round.rest.into_iter().find(fits) else {
             serving.swept = Some(g.turn.now);
             return;
         };
-        self.rescues += u32::from(costs(name));
+        if costs(name) {
+            self.purses.metered_rescues.spend();
+        }
         self.open_spare(g, serving, name, Purpose::Rescue { tried });
     }
 
@@ -141,23 +205,14 @@ impl Failover {
             return;
         }
         serving.raced = true;
-        self.count_by_the_hour(now);
         let round = Round::plan(From::Next(serving.session.interface), g.walk, g.interfaces);
         let Some(name) = round.rest.into_iter().find(|name| *name != serving.session.interface) else { return };
-        let most = if g.interfaces.metered(name, g.turn.settings) { METERED_RACES } else { RACES };
+        let metered = g.interfaces.metered(name, g.turn.settings);
+        let purse = if metered { &mut self.purses.metered_races } else { &mut self.purses.races };
         let soon = g.reach.quality(name).round_trip.is_some_and(|r| r < RACE_ROUND_TRIP);
-        if !soon && !self.warm.is_ready(name) && self.races < most {
-            self.races += 1;
+        if !soon && !purse.is_empty(now) {
+            purse.spend();
             self.open_spare(g, serving, name, Purpose::Rescue { tried: Vec::new() });
-        }
-    }
-
-    fn count_by_the_hour(&mut self, now: Instant) {
-        let begun = *self.rescues_since.get_or_insert(now);
-        if now.since(begun) > HOUR {
-            self.rescues = 0;
-            self.races = 0;
-            self.rescues_since = Some(now);
         }
     }
 
@@ -171,10 +226,6 @@ impl Failover {
 
     fn close_rescue(&mut self, g: &mut Ground, serving: &mut Serving) {
         match serving.spare {
-            Spare::Ready { interface, attempt, since, .. } if g.uplink(interface).standby == Standby::Warm => {
-                serving.spare = Spare::None;
-                self.warm.give(interface, serving.session.server, attempt, since, g.uplink(interface).warm_renew);
-            }
             Spare::Dialling { purpose: Purpose::Rescue { .. }, .. } | Spare::Ready { .. } => {
                 serving.drop_spare(g, Reason::User);
             }
@@ -187,10 +238,37 @@ impl Failover {
     }
 }
 
+/// A dial that is as young as this may yet come through; an older one on a path that works would have.
+pub fn is_promising(g: &Ground, interface: Name, began: Instant) -> bool {
+    g.turn.now.since(began) <= rescue_limit(g.interfaces.class(interface)) / 4
+}
+
 /// How long a rescue may take before the next interface is tried: several may have died together.
 pub fn rescue_limit(class: Option<Class>) -> Duration {
     match class {
         Some(Class::Cell) => Duration::from_secs(4),
         Some(Class::Ethernet | Class::Wifi) | None => Duration::from_secs(2),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_purse_is_spent_at_once_and_fills_again_one_by_one() {
+        let mut purse = Purse::new(Budget { at_once: 2, every: Duration::from_secs(60) });
+        let at = |seconds: u64| Instant::from_millis(seconds * 1000);
+        for now in [at(1000), at(1001)] {
+            assert!(!purse.is_empty(now));
+            purse.spend();
+        }
+        assert!(purse.is_empty(at(1059)));
+        assert!(!purse.is_empty(at(1060)));
+        purse.spend();
+        assert!(purse.is_empty(at(1119)));
+        assert!(!purse.is_empty(at(1120)));
+        assert!(!purse.is_empty(at(90_000)));
+        assert_eq!(purse.left, 2);
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! While a session is open, each such interface that is ready and does not carry it holds one connection. Servers hang
 //! up on a connection that says nothing, and networks on the way forget it, so it is renewed: at the configured age, and
-//! sooner once a server has shown how long it waits. Whoever needs a connection through the interface takes it; it is
-//! taken as it is, and may prove stale. It decides nothing about where the session goes.
+//! sooner once a server has shown how long it waits. When the session is lost, the walk takes what waits; it is taken as it
+//! is, and may prove stale. A suspicion does not take it: it says nothing of whether the server answers now.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -110,12 +110,6 @@ impl Warm {
         Some(taken)
     }
 
-    /// Takes a connection back that was not needed after all.
-    pub fn give(&mut self, interface: Name, server: u8, attempt: Attempt, since: Instant, renew: Duration) {
-        let state = State::Ready { attempt, server, since };
-        self.entries.insert(interface, Entry { state, failures: 0, renew });
-    }
-
     /// Whether a connection waits there.
     pub fn is_ready(&self, interface: Name) -> bool {
         self.entries.get(&interface).is_some_and(|e| matches!(e.state, State::Ready { .. }))
@@ -195,8 +189,7 @@ impl Failover {
         };
         let wanted = |name: Name| {
             let Some(serving) = serving else { return false };
-            let elsewhere = name != serving.session.interface && serving.spare.interface() != Some(name);
-            elsewhere
+            name != serving.session.interface
                 && g.uplink(name).standby == Standby::Warm
                 && g.interfaces.readiness(name) == Readiness::Ready
                 && g.interfaces.dead(name).is_none()
