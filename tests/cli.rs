@@ -427,7 +427,7 @@ fn config_check_tells_warnings_and_worst_cases() {
     assert_eq!(lines[1], format!("{path}: good, 1 warning"));
     let wifi = "wifi      2.5 round trips  at once          120s   12s                      35s       132s";
     assert!(lines.contains(&wifi), "{out}");
-    let cell = "cell      2.9 MB   0 B  *0 B, at most 32.4 MB  129.6 MB to 216.0 MB";
+    let cell = "cell      2.3 MB   0 B  *0 B, at most 10.8 MB  129.6 MB to 216.0 MB";
     assert!(lines.contains(&cell), "{out}");
     let (_, out, _) = alone(&["config", "check", &path, "--json"]);
     let out: Value = serde_json::from_str(&out).unwrap();

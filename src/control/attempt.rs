@@ -20,11 +20,14 @@ use crate::time::Instant;
 
 /// From CONNECT to CONNACK; the path has already proved itself, so this is the server's time.
 pub const CONNACK_LIMIT: Duration = Duration::from_secs(10);
-/// The same right after a path has died, while another is ready: several may have died together.
-const CONNACK_SOON: Duration = Duration::from_secs(4);
+/// The same right after a path has died, while another is ready: several may have died together. And for a planned move,
+/// which the old connection outlives.
+pub const CONNACK_SOON: Duration = Duration::from_secs(4);
 /// From CONNECT to CONNACK beyond two round trips, on a connection that waited and may be stale.
 const WAITED_LIMIT: Duration = Duration::from_millis(500);
-/// While the server itself refuses, other paths are tried only this often: they lead to the same server.
+/// While the server itself refuses, other paths are tried only now and then: they lead to the same server. First after
+/// this, for something on the way may refuse in its name; after the quick retries; and then this often.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
 const FULL_WALK_SERVER: Duration = Duration::from_secs(300);
 /// A server that hangs up without a word is asked in the other version once in so many rounds.
 const OTHER_VERSION_EVERY: u32 = 2;
@@ -91,9 +94,7 @@ impl Failover {
             }
         }
         if let Some(reason) = g.interfaces.dead(candidate.interface) {
-            if candidate.connecting {
-                self.abandoned = Some(g.turn.now);
-            }
+            g.abandoned |= candidate.connecting;
             g.turn.ask(Action::HangUp { attempt: own, goodbye: Goodbye::Abort });
             return self.candidate_failed(g, candidate, round, reason);
         }
@@ -103,6 +104,7 @@ impl Failover {
         };
         if round.via.is_none() && !ended && !self.wants(g) {
             g.turn.ask(Action::HangUp { attempt: own, goodbye: Goodbye::Abort });
+            g.abandoned |= candidate.connecting;
             g.line = Some(Line::Shut);
             return Walk::Resting;
         }
@@ -122,9 +124,7 @@ impl Failover {
             _ => {}
         }
         if g.turn.now >= candidate.deadline {
-            if candidate.connecting {
-                self.abandoned = Some(g.turn.now);
-            }
+            g.abandoned |= candidate.connecting;
             g.turn.ask(Action::HangUp { attempt: own, goodbye: Goodbye::Abort });
             let reason = candidate.timed_out();
             return self.candidate_failed(g, candidate, round, reason);
@@ -227,16 +227,25 @@ impl Failover {
         if walk_on { self.next_candidate(g, round) } else { self.round_failed(g, round) }
     }
 
-    /// The session was lost by a fault of its path, and this is the first round since.
+    /// The session was lost by a fault of its path, or given up for a better one, and this is the first round since.
     fn paths_are_dying(&self, g: &Ground) -> bool {
-        self.failed_rounds == 0 && g.outages.first_cause().is_some_and(|reason| reason.blame() == Blame::Path)
+        let by_path = |reason: Reason| match reason.blame() {
+            Blame::Path | Blame::Ours => true,
+            Blame::Server | Blame::Credentials | Blame::Identity => false,
+        };
+        self.failed_rounds == 0 && g.outages.first_cause().is_some_and(by_path)
     }
 
     /// The server refuses: whether it is time to see if it refuses over other paths as well. A firewall that
     /// refuses in its name looks the same.
     pub fn other_paths_due(&mut self, now: Instant) -> bool {
-        let long_enough = self.backoff.server_since().is_some_and(|since| now.since(since) >= QUICK_PHASE);
-        let due = long_enough && self.last_full.is_none_or(|at| now >= at + FULL_WALK_SERVER);
+        let Some(since) = self.backoff.server_since() else { return false };
+        let due_at = match self.last_full.filter(|at| *at >= since) {
+            None => since + FIRST_LOOK,
+            Some(at) if at < since + QUICK_PHASE => since + QUICK_PHASE,
+            Some(at) => at + FULL_WALK_SERVER,
+        };
+        let due = now >= due_at;
         if due {
             self.last_full = Some(now);
         }

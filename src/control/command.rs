@@ -158,6 +158,7 @@ impl Failover {
             Walk::Resting | Walk::Waiting { .. } => {}
             Walk::Trying { candidate, round } => {
                 g.turn.ask(Action::HangUp { attempt: candidate.attempt, goodbye: Goodbye::Abort });
+                g.abandoned |= candidate.connecting;
                 g.line = Some(Line::Shut);
                 if let Some(request) = round.via {
                     g.turn.ask(Action::Answer { request, outcome: Outcome::Failed(reason) });
@@ -176,6 +177,7 @@ impl Failover {
     pub fn begin_via(&mut self, g: &mut Ground, request: Request, name: Name) {
         if let Walk::Trying { candidate, round } = core::mem::replace(&mut self.walk, Walk::Resting) {
             g.turn.ask(Action::HangUp { attempt: candidate.attempt, goodbye: Goodbye::Abort });
+            g.abandoned |= candidate.connecting;
             g.line = Some(Line::Shut);
             if let Some(earlier) = round.via {
                 g.turn.ask(Action::Answer { request: earlier, outcome: Outcome::Failed(Reason::User) });

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::action::{Action, Goodbye, Outcome};
-use crate::attempt::CONNACK_LIMIT;
+use crate::attempt::CONNACK_SOON;
 use crate::event::{Event, FAILBACK_HOLDS_MAX, INHIBIT_MAX, Measure, Request, Version};
 use crate::failover::{Failover, Walk};
 use crate::ground::{Ground, Line, View};
@@ -95,11 +95,15 @@ impl Failover {
         }
         match serving.spare.clone() {
             Spare::Resting { interface, until, proofs } if now >= until => {
+                // Something else may have spoken against it meanwhile.
+                let trusted = self.trusted_from(&g.view(), serving, interface).is_some_and(|at| now >= at);
                 match g.interfaces.readiness(interface) {
-                    Readiness::Ready => {
+                    Readiness::Ready if trusted => {
                         self.open_spare(g, serving, interface, Purpose::Failback { proofs, request: None })
                     }
-                    Readiness::Coming(_) | Readiness::Activatable | Readiness::Not(_) => serving.spare = Spare::None,
+                    Readiness::Ready | Readiness::Coming(_) | Readiness::Activatable | Readiness::Not(_) => {
+                        serving.spare = Spare::None;
+                    }
                 }
                 None
             }
@@ -145,9 +149,7 @@ impl Failover {
             g.turn.ask(Action::HangUp { attempt, goodbye: Goodbye::Abort });
         }
         g.reach.trial_failed(now, name, reason);
-        if matches!(spare, Spare::Moving { .. }) && hang_up {
-            self.abandoned = Some(now);
-        }
+        g.abandoned |= hang_up && matches!(spare, Spare::Moving { .. });
         if let Spare::Dialling { purpose: Purpose::Rescue { mut tried }, .. } = spare {
             tried.push(name);
             if serving.suspected {
@@ -216,7 +218,7 @@ impl Failover {
         purpose: Purpose,
     ) -> Option<Walk> {
         let version = serving.session.version;
-        let deadline = g.turn.now + CONNACK_LIMIT;
+        let deadline = g.turn.now + CONNACK_SOON;
         if version == Version::V311 {
             let spare = Spare::Finishing { interface, attempt, until: deadline, purpose };
             let (candidate, via) = serving.candidate_of(g, &spare)?;
@@ -231,8 +233,11 @@ impl Failover {
         }
         let keep_alive = g.uplink(interface).keep_alive;
         g.turn.ask(Action::Connect { attempt, version, keep_alive });
-        // The server knows us: what waits goes out right behind (R-CS-4).
-        g.line = Some(Line::Open { attempt, window: serving.session.window });
+        // The server knows us: what waits goes out right behind (R-CS-4). What is still in flight on the old connection
+        // must not go out there again if the move fails, so then everything waits for the answer.
+        if g.flow.quiet {
+            g.line = Some(Line::Open { attempt, window: serving.session.window });
+        }
         serving.spare = Spare::Moving { interface, attempt, deadline, purpose };
         None
     }
@@ -259,20 +264,21 @@ impl Failover {
 
     /// The better interface that is next to be trusted, and from when on.
     pub fn failback_target(&self, view: &View, serving: &Serving) -> Option<(Name, Instant)> {
-        let hold_down = view.settings.hold_down;
-        // An operator who asked for this interface has it for a while, and another list leaves the session alone as
-        // long (R-IF-3).
-        let visited = if serving.via { serving.session.opened } else { Instant::default() };
-        let calm_since = visited.max(self.list_set);
-        let trusted = |name: Name| {
-            let since = view.interfaces.ready_since(name)?.max(calm_since);
-            let metered = view.interfaces.metered(name, view.settings);
-            Some((name, view.reach.trusted_from(name, since, hold_down, metered)))
-        };
+        let trusted = |name: Name| Some((name, self.trusted_from(view, serving, name)?));
         let candidates: Vec<(Name, Instant)> =
             better_than(view.walk, serving.session.interface).into_iter().filter_map(trusted).collect();
         let now = candidates.iter().copied().find(|(_, at)| *at <= view.now);
         now.or_else(|| candidates.into_iter().min_by_key(|(_, at)| *at))
+    }
+
+    /// From when on an interface may carry the session again.
+    fn trusted_from(&self, view: &View, serving: &Serving, name: Name) -> Option<Instant> {
+        // An operator who asked for this interface has it for a while, and another list leaves the session alone as
+        // long (R-IF-3).
+        let visited = if serving.via { serving.session.opened } else { Instant::default() };
+        let since = view.interfaces.ready_since(name)?.max(visited).max(self.list_set);
+        let metered = view.interfaces.metered(name, view.settings);
+        Some(view.reach.trusted_from(name, since, view.settings.hold_down, metered))
     }
 
     /// An operator wants traffic back on the best interface that is ready, whatever the hold-down says.

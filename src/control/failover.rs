@@ -180,6 +180,9 @@ impl Failover {
             Walk::Serving(serving) => self.serving(g, serving),
         };
         self.tend_warm(g);
+        if g.abandoned {
+            self.abandoned = Some(g.turn.now);
+        }
         if matches!(self.walk, Walk::Resting) {
             // Nobody waits for a session: what was missed is no outage any more.
             g.outages.dropped();
@@ -356,6 +359,7 @@ impl Failover {
         self.server = candidate.server;
         self.failed_rounds = 0;
         self.all_paths_failed = false;
+        self.last_full = None;
         self.told = true;
         self.next = From::Current(candidate.interface);
         self.since = g.turn.now;

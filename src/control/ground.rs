@@ -58,6 +58,8 @@ pub struct Ground<'a, 't> {
     /// Interfaces that became ready through this event.
     pub hope: &'a [Name],
     pub line: Option<Line>,
+    /// A connection was hung up whose CONNECT may yet reach the server, and take our own session over.
+    pub abandoned: bool,
 }
 
 /// What a deadline is computed from.

@@ -175,6 +175,7 @@ impl Control {
             flow,
             hope: &hope,
             line: None,
+            abandoned: false,
         };
         self.failover.step(&mut ground);
         let line = ground.line;

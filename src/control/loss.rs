@@ -98,7 +98,8 @@ impl Failover {
         // Our own CONNECT on the spare ends the old connection at the server, with or without a word; one that was
         // given up may have reached the server after all.
         let moving = matches!(serving.spare, Spare::Moving { .. }) && heard;
-        let taken_by_us = moving || reason == Reason::SessionTakenOver && echo;
+        let taken_over = matches!(reason, Reason::SessionTakenOver | Reason::ServerShutDown);
+        let taken_by_us = moving || echo && taken_over;
         let reason = if taken_by_us && !moving { Reason::InterfaceChange } else { reason };
         let reason = if taken_by_us { reason } else { self.suspect_twin(now, &serving.session, reason) };
         if !taken_by_us {

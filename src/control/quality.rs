@@ -110,8 +110,8 @@ pub struct Flowing {
     known_at: Instant,
     /// When the kernel was last asked.
     asked: Option<Instant>,
-    /// When a measure last showed that much gets lost.
-    lossy: Option<Instant>,
+    /// Measures show that much gets lost, from the first of them in a row to the last.
+    lossy: Option<(Instant, Instant)>,
     /// Segments sent again, as last told, and when they last grew.
     again: u32,
     grew: Instant,
@@ -152,9 +152,8 @@ impl Flowing {
             return None;
         }
         // What was lost before a quiet while says nothing of now.
-        if since.lost() > LOSSY && now.since(self.known_at) <= WHOLE {
-            self.lossy = Some(now);
-        }
+        let much = since.lost() > LOSSY && now.since(self.known_at) <= WHOLE;
+        self.lossy = much.then(|| (self.lossy.map_or(self.known_at, |(first, _)| first), now));
         (self.known, self.known_at) = (totals, now);
         Some(since)
     }
@@ -183,8 +182,9 @@ impl Flowing {
     /// It works, and is of no use: for half of the time something stalled, and much was lost in that time.
     pub fn is_browning_out(&self, now: Instant) -> bool {
         let stalling = Duration::from_millis(self.stalled.iter().sum()) * 2 >= WHOLE;
-        let losing = self.lossy.is_some_and(|at| now.since(at) <= WHOLE) && now.since(self.grew) <= WHOLE / 2;
-        stalling && losing
+        // A moment's fault passes; and what was lost then says nothing of now.
+        let losing = self.lossy.is_some_and(|(first, last)| last.since(first) >= STRETCH && now.since(last) <= WHOLE);
+        stalling && losing && now.since(self.grew) <= WHOLE / 2
     }
 
     fn add(&mut self, until: Instant, oldest: Option<Instant>, round_trip: Duration) {
@@ -242,7 +242,9 @@ mod tests {
         }
         flowing.count(at(8_100), Some(at(0)), round_trip);
         assert!(!flowing.is_browning_out(at(8_100)), "slow, and nothing lost");
-        flowing.measured(at(8_000), handshake(20, 9));
+        flowing.measured(at(4_000), handshake(20, 9));
+        assert!(!flowing.is_browning_out(at(8_100)), "lost for a moment");
+        flowing.measured(at(8_000), handshake(40, 19));
         assert!(flowing.is_browning_out(at(8_100)));
         flowing.count(at(600_000), Some(at(0)), round_trip);
         assert!(!flowing.is_browning_out(at(600_000)));

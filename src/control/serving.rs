@@ -128,6 +128,7 @@ impl Serving {
         let spare = core::mem::replace(&mut self.spare, Spare::None);
         if let Some(attempt) = spare.attempt() {
             g.turn.ask(Action::HangUp { attempt, goodbye: Goodbye::Abort });
+            g.abandoned |= matches!(spare, Spare::Moving { .. });
         }
         self.spare_ended(g, spare, reason);
     }

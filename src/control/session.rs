@@ -232,12 +232,17 @@ impl Session {
             Asked::No => {}
             Asked::Once(at) => self.answered(now, now.since(at)),
             // Which of the two was answered is not known; that the path is slow is.
-            Asked::Twice { first, .. } => self.late(now, now.since(first)),
+            Asked::Twice { first, .. } if first >= self.excused => self.late(now, now.since(first)),
+            Asked::Twice { .. } => {}
         }
     }
 
-    /// An answer came after so long. One that is later than expected tells of loss (R-LV-6).
+    /// An answer came after so long. One that is later than expected tells of loss (R-LV-6); one to a question from before a
+    /// pause of our own tells nothing.
     fn answered(&mut self, now: Instant, sample: Duration) {
+        if now.since(self.excused) < sample {
+            return;
+        }
         if self.round_trip.smoothed().is_some() {
             self.late(now, sample.saturating_sub(self.round_trip.timeout()));
         }
@@ -504,6 +509,20 @@ mod tests {
         session.heard(at(60_000));
         session.measured(at(60_000), Measure { sent: 60, again: 0, ..Measure::default() });
         assert_eq!(session.lateness.margin(at(60_000)), ms(0));
+    }
+
+    #[test]
+    fn what_was_asked_before_a_pause_of_our_own_is_no_sample() {
+        let mut session = session();
+        let at = Instant::from_millis;
+        (0..50).for_each(|_| session.round_trip.sample(ms(20)));
+        session.excuse(at(17_000), at(10_000));
+        session.acked(at(17_001), ms(7_000));
+        session.heard(at(17_001));
+        assert_eq!(session.round_trip.smoothed(), Some(ms(20)));
+        session.acked(at(18_000), ms(28));
+        session.heard(at(18_000));
+        assert_eq!(session.round_trip.smoothed(), Some(ms(21)));
     }
 
     #[test]

@@ -24,6 +24,9 @@ use crate::time::Instant;
 /// are as long.
 const RACE_ROUND_TRIP: Duration = Duration::from_millis(90);
 
+/// A suspect that is silent for so long is rescued over a metered interface whatever it has cost before.
+const GRAVE: Duration = Duration::from_secs(6);
+
 /// What of a budget is left.
 #[derive(Clone, Copy, Debug)]
 pub struct Purse {
@@ -50,6 +53,11 @@ impl Purse {
             self.filled = self.filled + self.budget.every * back;
         }
         self.left == 0
+    }
+
+    /// It was well spent, and does not count.
+    fn refund(&mut self) {
+        self.left = self.left.saturating_add(1).min(self.budget.at_once);
     }
 
     fn spend(&mut self) {
@@ -114,7 +122,10 @@ impl Failover {
             }
             Silence::Guilty => match &serving.spare {
                 Spare::Ready { trusted_from, .. } if now < *trusted_from => None,
-                Spare::Ready { .. } => {
+                Spare::Ready { interface, .. } => {
+                    if g.interfaces.metered(*interface, g.turn.settings) {
+                        self.purses.metered_rescues.refund();
+                    }
                     g.turn.ask(Action::HangUp { attempt: serving.session.attempt, goodbye: Goodbye::Abort });
                     let session = serving.session;
                     g.reach.bad(now, session.interface, reason);
@@ -178,8 +189,12 @@ impl Failover {
         let spent = self.purses.metered_rescues.is_empty(g.turn.now);
         let round = Round::plan(From::Next(serving.session.interface), g.walk, g.interfaces);
         let costs = |name: Name| g.interfaces.metered(name, g.turn.settings);
-        let fits =
-            |name: &Name| *name != serving.session.interface && !tried.contains(name) && !(spent && costs(*name));
+        // So much silence is no whim of the path any more.
+        let grave = serving.session.owed(g.turn.now, g.flow.oldest_sent) >= GRAVE;
+        let fits = |name: &Name| {
+            let affordable = !spent || grave || !costs(*name);
+            *name != serving.session.interface && !tried.contains(name) && affordable
+        };
         let Some(name) = round.rest.into_iter().find(fits) else {
             serving.swept = Some(g.turn.now);
             return;

@@ -677,7 +677,7 @@ impl World {
         let servers = u64::from(o.settings.servers);
         o.refused_dials += 1;
         o.refused_others += u64::from(best != Some(interface));
-        let others = status.uplinks.len() as u64 * 2 * servers * (1 + elapsed / 250);
+        let others = status.uplinks.len() as u64 * 3 * servers * (1 + elapsed / 250);
         if o.refused_others > others {
             return Some(format!("{} dials away from the best while the server refuses", o.refused_others));
         }
