@@ -28,6 +28,8 @@ use switchback_control::{Action, Attempt, Control, Event, Instant, Measure, Name
 
 use story::{Heading, Reader};
 
+/// How soon the kernel tells what it has counted; the reader's knows nothing.
+const LOOK_AFTER: u64 = 1;
 /// How soon a ping is answered.
 const PONG_AFTER: u64 = 40;
 
@@ -43,6 +45,7 @@ enum Path {
 fn attempt_of(event: &Event) -> Option<Attempt> {
     match event {
         Event::Ponged { attempt }
+        | Event::Measured { attempt, .. }
         | Event::Dialled { attempt, .. }
         | Event::DialFailed { attempt, .. }
         | Event::Connected { attempt, .. }
@@ -229,6 +232,10 @@ impl Teller {
                     self.through.insert(*attempt, *interface);
                     self.answer_dial(*attempt, *interface);
                 }
+                Action::Measure { attempt } => {
+                    let measure = Measure::default();
+                    self.own.push((self.now + LOOK_AFTER, Event::Measured { attempt: *attempt, measure }));
+                }
                 Action::Connect { attempt, keep_alive, .. } => self.answer_connect(*attempt, *keep_alive),
                 Action::HangUp { attempt, .. } => self.own.retain(|(_, event)| attempt_of(event) != Some(*attempt)),
                 Action::Activate { attempt, .. } => self.number = attempt.0,
@@ -259,6 +266,9 @@ impl Teller {
 
     /// Whether an event of the reader's own gets through its path now.
     fn arrives(&self, event: &Event) -> bool {
+        if matches!(event, Event::Measured { .. }) {
+            return true;
+        }
         let name = attempt_of(event).and_then(|attempt| self.through.get(&attempt));
         match name.and_then(|name| self.paths.get(name)) {
             None | Some(Path::Works) => true,
@@ -286,6 +296,7 @@ impl Teller {
     /// Writes a moment and its answers; an unasked one only when it shows something.
     fn show(&mut self, what: &str, actions: &[Action], always: bool) {
         let hidden = |a: &&Action| match a {
+            Action::Measure { .. } => true,
             Action::Ping { attempt } => !self.silent.contains(attempt),
             a => a.is_message() && !self.heading.messages,
         };

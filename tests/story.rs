@@ -285,9 +285,13 @@ fn device(class: &str, words: &[&str]) -> Result<Device, String> {
 fn measure(words: &[&str]) -> Result<Measure, String> {
     match words {
         [] => Ok(Measure::default()),
-        ["rtt", rtt, "sent", sent, "again", again] => {
-            Ok(Measure { round_trip: duration(rtt)?, sent: parse(sent)?, again: parse(again)? })
-        }
+        ["rtt", rtt, "sent", sent, "again", again, "acked", acked, "owed", owed] => Ok(Measure {
+            round_trip: duration(rtt)?,
+            sent: parse(sent)?,
+            again: parse(again)?,
+            acked_ago: duration(acked)?,
+            owed: parse(owed)?,
+        }),
         _ => Err(format!("cannot read {words:?}")),
     }
 }

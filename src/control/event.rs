@@ -72,7 +72,7 @@ pub enum Step {
     Handshake,
 }
 
-/// What the kernel has counted on one connection since it began (`TCP_INFO`, tcp(7)). All zero where it cannot be read.
+/// What the kernel knows of one connection (`TCP_INFO` and `SIOCOUTQ`, tcp(7)). All zero where it cannot be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Measure {
     /// Smoothed round trip.
@@ -81,6 +81,10 @@ pub struct Measure {
     pub sent: u32,
     /// Segments sent again.
     pub again: u32,
+    /// How long ago the far end last acknowledged anything.
+    pub acked_ago: Duration,
+    /// Bytes that it has not acknowledged.
+    pub owed: u32,
 }
 
 /// The longest `inhibit` (R-FB-5): whoever forgets it must not pay for it for a day.
@@ -327,7 +331,8 @@ impl fmt::Display for Measure {
         if *self == Measure::default() {
             return Ok(());
         }
-        write!(f, " rtt {}us sent {} again {}", self.round_trip.as_micros(), self.sent, self.again)
+        write!(f, " rtt {}us sent {} again {}", self.round_trip.as_micros(), self.sent, self.again)?;
+        write!(f, " acked {}ms owed {}", self.acked_ago.as_millis(), self.owed)
     }
 }
 

@@ -27,12 +27,20 @@ const SLOW_DIAL: Duration = Duration::from_millis(300);
 /// So many dials of a trial may find that too much gets lost before the trial has failed.
 const PROOFS_FORGIVEN: u32 = 6;
 
+/// A return that would cut off what is in flight is put off for so long, so often, and then made all the same: better uplinks
+/// cost less.
+const PUT_OFF: Duration = Duration::from_secs(30);
+const PUT_OFF_MOST: u32 = 4;
+
 /// What operators have said about the way back. All of it ends by itself: whoever forgets it must not pay for it for
 /// ever.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WayBack {
     ordered: Option<(Failback, Instant)>,
     inhibited: Option<Instant>,
+    /// A return was put off so often in a row because too much was in flight, and until when.
+    put_off: u32,
+    put_off_until: Instant,
 }
 
 impl WayBack {
@@ -44,6 +52,21 @@ impl WayBack {
     /// No planned move for so long; zero ends it.
     pub fn inhibit(&mut self, now: Instant, limit: Duration) {
         self.inhibited = Some(now + limit.min(INHIBIT_MAX)).filter(|_| !limit.is_zero());
+    }
+
+    /// Whether a return may be put off until less is in flight: what is cut off would be sent twice.
+    fn may_wait(&self) -> bool {
+        self.put_off < PUT_OFF_MOST
+    }
+
+    fn waits(&mut self, now: Instant) {
+        self.put_off += 1;
+        self.put_off_until = now + PUT_OFF;
+    }
+
+    /// A session is open: another return is another matter.
+    pub fn moved(&mut self) {
+        self.put_off = 0;
     }
 
     /// What holds, and until when where an operator said so.
@@ -67,7 +90,7 @@ impl WayBack {
             (Failback::Manual | Failback::Never, Failback::Auto) => until?,
             (Failback::Manual | Failback::Never, Failback::Manual | Failback::Never) => return None,
         };
-        Some(self.inhibited(now).map_or(free, |until| free.max(until)))
+        Some(self.inhibited(now).map_or(free, |until| free.max(until)).max(self.put_off_until))
     }
 }
 
@@ -113,6 +136,13 @@ impl Failover {
             }
             Spare::Moving { interface, deadline, .. } if now >= deadline => {
                 self.spare_failed(g, serving, interface, Reason::TimeLimit, true);
+                None
+            }
+            Spare::Finishing { until, purpose: Purpose::Failback { request: None, .. }, .. }
+                if !g.flow.quiet && now >= until && self.way_back.may_wait() =>
+            {
+                self.way_back.waits(now);
+                serving.drop_spare(g, Reason::InterfaceChange);
                 None
             }
             Spare::Finishing { interface, attempt, until, purpose } if g.flow.quiet || now >= until => {

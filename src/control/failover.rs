@@ -360,6 +360,7 @@ impl Failover {
         self.failed_rounds = 0;
         self.all_paths_failed = false;
         self.last_full = None;
+        self.way_back.moved();
         self.told = true;
         self.next = From::Current(candidate.interface);
         self.since = g.turn.now;

@@ -79,6 +79,12 @@ impl Failover {
                 g.turn.ask(Action::Ping { attempt: session.attempt });
                 None
             }
+            Due::Dead if !session.is_looked_at(now) => {
+                if session.looks(now) {
+                    g.turn.ask(Action::Measure { attempt: session.attempt });
+                }
+                None
+            }
             Due::Dead => {
                 g.turn.ask(Action::HangUp { attempt: session.attempt, goodbye: Goodbye::Abort });
                 Some((Reason::KeepaliveLimit, false))

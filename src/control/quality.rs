@@ -139,14 +139,14 @@ impl Flowing {
 
     /// What the totals show since the last measure that counted; none while that is too little.
     pub fn measured(&mut self, now: Instant, totals: Measure) -> Option<Measure> {
-        let Measure { round_trip, sent, again } = totals;
+        let Measure { sent, again, .. } = totals;
         if again > self.again {
             (self.again, self.grew) = (again, now);
         }
         let since = Measure {
-            round_trip,
             sent: sent.saturating_sub(self.known.sent),
             again: again.saturating_sub(self.known.again),
+            ..totals
         };
         if since.sent < SEGMENTS_LEAST {
             return None;
@@ -205,7 +205,7 @@ mod tests {
     }
 
     fn handshake(sent: u32, again: u32) -> Measure {
-        Measure { round_trip: Duration::from_millis(20), sent, again }
+        Measure { round_trip: Duration::from_millis(20), sent, again, ..Measure::default() }
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! Only inbound bytes count as life. Every acknowledgement and ping reply is a round-trip sample (RFC 6298, in
 //! milliseconds). A *question* is anything the server owes an answer to: the oldest message in flight, or a ping.
 //! Silence while a question is open makes the session suspect, long silence makes it dead. An idle session is
-//! asked in time. It decides nothing about other interfaces and sends nothing but pings.
+//! asked in time. What the far end's kernel acknowledges says that the path lives, whatever the server does: no judgement is
+//! made without having asked for it. It decides nothing about other interfaces and sends nothing but pings.
 
 use core::time::Duration;
 
@@ -18,6 +19,10 @@ use crate::time::Instant;
 const TOGETHER: Duration = Duration::from_millis(20);
 /// An answer later than expected by less than this is no sign of loss.
 const LATENESS_LEAST: Duration = Duration::from_millis(20);
+/// What the kernel told is good for a judgement for so long; it is waited for this long, and then done without for a while.
+const LOOK_FRESH: Duration = Duration::from_millis(100);
+const LOOK_LIMIT: Duration = Duration::from_millis(50);
+const LOOK_KEPT: Duration = Duration::from_secs(1);
 /// After so long without a word from the server its next answer is waited for less: at most so much is granted for the
 /// variation of the round trip, of which an idle session knows little.
 const LONG_SILENCE: Duration = Duration::from_secs(3);
@@ -139,6 +144,14 @@ pub struct Session {
     late: Option<(Instant, Duration)>,
     /// Segments that were sent again, as last told.
     sent_again: u32,
+    /// The far end's kernel is known to have lived then. It answers for a server that hangs, and while a large message
+    /// crosses a slow link: the path is not dead.
+    acknowledged: Instant,
+    /// The same, with more of ours still on its way: nothing that the server has yet to answer.
+    progressed: Instant,
+    /// When the kernel was last asked before a judgement, and when it last answered.
+    look: Option<Instant>,
+    looked: Option<Instant>,
 }
 
 fn extra_margin(vain: u32) -> Duration {
@@ -197,6 +210,10 @@ impl Session {
             lateness,
             late: None,
             sent_again: 0,
+            acknowledged: now,
+            progressed: now,
+            look: None,
+            looked: None,
         }
     }
 
@@ -291,12 +308,37 @@ impl Session {
     /// What the kernel has counted. Lateness without a segment sent again is slowness, and no sign of loss. Says what the
     /// path has shown since it last counted.
     pub fn measured(&mut self, now: Instant, measure: Measure) -> Option<Measure> {
+        self.looked = Some(now);
+        if measure.sent == 0 {
+            // This kernel does not tell.
+            return None;
+        }
+        let acked = now.before(measure.acked_ago);
+        self.acknowledged = self.acknowledged.max(if measure.owed == 0 { now } else { acked });
+        if measure.owed > 0 {
+            self.progressed = self.progressed.max(acked);
+        }
         let lost = measure.again > self.sent_again;
         self.sent_again = measure.again;
         if let Some((at, by)) = self.late.take().filter(|_| lost) {
             self.lateness.note(at, by);
         }
         self.flowing.measured(now, measure)
+    }
+
+    /// What the kernel knows was told a moment ago, or it does not answer: a judgement may be made.
+    pub fn is_looked_at(&self, now: Instant) -> bool {
+        let unanswered = |at: Instant| (LOOK_LIMIT..LOOK_KEPT).contains(&now.since(at));
+        self.looked.is_some_and(|at| now.since(at) <= LOOK_FRESH) || self.look.is_some_and(unanswered)
+    }
+
+    /// The kernel is to be asked before a judgement; false while it is being asked.
+    pub fn looks(&mut self, now: Instant) -> bool {
+        let under_way = self.look.is_some_and(|at| now.since(at) < LOOK_LIMIT);
+        if !under_way {
+            self.look = Some(now);
+        }
+        !under_way
     }
 
     /// It was suspected in vain, so often lately.
@@ -348,8 +390,8 @@ impl Session {
     pub fn due(&self, now: Instant) -> Due {
         match self.asked {
             Asked::No if self.check || self.doubted || now >= self.ping_at() => Due::Ping,
-            Asked::Once(at) if now >= self.excused.max(at) + self.limit(0) => Due::Ping,
-            Asked::Twice { again, .. } if now >= self.excused.max(again) + self.limit(1) => Due::Dead,
+            Asked::Once(at) if now >= self.patient_since(at) + self.limit(0) => Due::Ping,
+            Asked::Twice { again, .. } if now >= self.patient_since(again) + self.limit(1) => Due::Dead,
             Asked::No | Asked::Once(_) | Asked::Twice { .. } => Due::Nothing,
         }
     }
@@ -367,13 +409,19 @@ impl Session {
     pub fn deadline(&self, now: Instant, oldest_sent: Option<Instant>) -> Instant {
         let liveness = match self.asked {
             Asked::No => self.ping_at(),
-            Asked::Once(at) => self.excused.max(at) + self.limit(0),
-            Asked::Twice { again, .. } => self.excused.max(again) + self.limit(1),
+            Asked::Once(at) => self.patient_since(at) + self.limit(0),
+            Asked::Twice { again, .. } => self.patient_since(again) + self.limit(1),
         };
         let silence = self
             .silent_since(oldest_sent)
             .map(|since| [SUSPECT_MARGIN, MOVE_MARGIN].map(|margin| since + self.patience(since, margin)));
-        silence.into_iter().flatten().filter(|at| *at > now).fold(liveness, Instant::min)
+        let look = self.look.map(|at| at + LOOK_LIMIT);
+        silence.into_iter().flatten().chain(look).filter(|at| *at > now).fold(liveness, Instant::min)
+    }
+
+    /// From when on an unanswered ping counts: what goes out before it may take long, and so may a pause of our own.
+    fn patient_since(&self, asked: Instant) -> Instant {
+        asked.max(self.excused).max(self.progressed)
     }
 
     fn ping_at(&self) -> Instant {
@@ -394,7 +442,7 @@ impl Session {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
-        question.map(|q| q.max(self.alive()))
+        question.map(|q| q.max(self.alive()).max(self.acknowledged))
     }
 
     /// How long silence since then is borne.

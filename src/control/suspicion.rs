@@ -99,6 +99,17 @@ impl Failover {
             _ if serving.session.flowing.is_browning_out(now) => (Silence::Guilty, Reason::Loss),
             silence => (silence, Reason::AcknowledgementLimit),
         };
+        let judges = match silence {
+            Silence::Innocent => false,
+            Silence::Suspect => !serving.suspected,
+            Silence::Guilty => !serving.suspected || matches!(serving.spare, Spare::Ready { .. }),
+        };
+        if judges && reason == Reason::AcknowledgementLimit && !serving.session.is_looked_at(now) {
+            if serving.session.looks(now) {
+                g.turn.ask(Action::Measure { attempt: serving.session.attempt });
+            }
+            return None;
+        }
         match silence {
             Silence::Innocent => {
                 if core::mem::take(&mut serving.suspected) {

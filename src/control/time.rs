@@ -22,6 +22,11 @@ impl Instant {
         self.0
     }
 
+    /// The moment so long before this one; boot at the earliest.
+    pub fn before(self, duration: Duration) -> Instant {
+        Instant(self.0.saturating_sub(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+    }
+
     /// How long ago `earlier` was; zero when it lies ahead, so that a clock read out of order never fails.
     pub const fn since(self, earlier: Instant) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))

@@ -133,7 +133,14 @@ struct Facts {
 impl Facts {
     fn measure(&self) -> Measure {
         let path = self.gauge.path().unwrap_or_default();
-        Measure { round_trip: path.round_trip, sent: path.sent, again: path.retransmits }
+        Measure {
+            round_trip: path.round_trip,
+            sent: path.sent,
+            again: path.retransmits,
+            acked_ago: path.acked_ago,
+            // Unknown counts as something: only a known zero speaks for the path.
+            owed: self.gauge.unacked().unwrap_or(1),
+        }
     }
 }
 

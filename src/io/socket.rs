@@ -97,6 +97,8 @@ pub struct PathInfo {
     pub segments: u32,
     /// Segments sent and not acknowledged.
     pub unacked_segments: u32,
+    /// How long ago the peer last acknowledged anything.
+    pub acked_ago: Duration,
 }
 
 /// A second handle on a connection's socket, for reading what the kernel knows while the first is busy.
@@ -178,6 +180,7 @@ impl Gauge {
             retransmits: info.tcpi_total_retrans,
             segments: info.tcpi_segs_out.saturating_add(info.tcpi_segs_in),
             unacked_segments: info.tcpi_unacked,
+            acked_ago: Duration::from_millis(u64::from(info.tcpi_last_ack_recv)),
         })
     }
 }

@@ -208,6 +208,11 @@ pub struct Conn {
     up: Lane<Up>,
     down: Lane<Down>,
     last_up: u64,
+    /// Packets handed to our kernel, arrived at the cloud's, and known by ours to have arrived; and when it last heard so.
+    put: u64,
+    arrived: u64,
+    acked: u64,
+    acked_at: u64,
     /// Published and not acknowledged, as the cloud sees it, and how many the cloud said it takes.
     owing: BTreeSet<u64>,
     window: u16,
@@ -308,6 +313,10 @@ impl World {
             up: Lane::default(),
             down: Lane::default(),
             last_up: self.now,
+            put: 0,
+            arrived: 0,
+            acked: 0,
+            acked_at: self.now,
             owing: BTreeSet::new(),
             window: 65535,
             introduced: false,
@@ -404,7 +413,14 @@ impl World {
         let (sent, again, path) = (conn.up.sent, conn.up.again, &self.nets[conn.net].path);
         let (rtt, most) = (path.rtt, path.jitter + path.worst() * path.worst() / 500);
         let round_trip = Duration::from_millis(rtt + self.dice.between(0, most));
-        Measure { round_trip, sent, again }
+        let acked_ago = Duration::from_millis(self.now - conn.acked_at);
+        Measure {
+            round_trip,
+            sent,
+            again,
+            acked_ago,
+            owed: u32::try_from(conn.put - conn.acked).unwrap_or(u32::MAX) * 100,
+        }
     }
 
     /// The adapter sends; nothing is sent on a connection that it no longer has.
@@ -440,6 +456,7 @@ impl World {
         if conn.up.queue.is_empty() {
             conn.up.stuck_since = now;
         }
+        conn.put += 1;
         conn.up.queue.push_back(packet);
         if !conn.up.waiting {
             self.try_up(id);
@@ -525,6 +542,24 @@ impl World {
         }
     }
 
+    /// The cloud's kernel acknowledges what has arrived, again after our kernel has sent again what it did not hear of.
+    pub fn kernel_acks(&mut self, id: u64, arrived: u64, tries: u32) {
+        if self.passes(id, false) {
+            let delay = self.one_way(id);
+            self.after(delay, What::KernelAcked(id, arrived));
+        } else if tries < 8 {
+            self.after(RTO_MIN << tries, What::KernelAcks(id, arrived, tries + 1));
+        }
+    }
+
+    pub fn kernel_acked(&mut self, id: u64, arrived: u64) {
+        let now = self.now;
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.acked = conn.acked.max(arrived);
+            conn.acked_at = now;
+        }
+    }
+
     fn try_down(&mut self, id: u64) {
         while let Some(first) = self.conns.get(&id).and_then(|c| c.down.queue.front().cloned()) {
             let passes = self.passes(id, false);
@@ -590,6 +625,11 @@ impl World {
         }
         if !self.broker.host {
             return;
+        }
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.arrived += 1;
+            let arrived = conn.arrived;
+            self.kernel_acks(id, arrived, 0);
         }
         match packet {
             Up::Syn if !self.broker.up => self.put_down(id, Down::End(Reason::Refused)),
@@ -706,6 +746,10 @@ impl World {
 
     /// Something reached the adapter.
     pub fn arrive_down(&mut self, id: u64, packet: Down) {
+        let now = self.now;
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.acked_at = now;
+        }
         let attempt = Attempt(id);
         let Some(conn) = self.conns.get_mut(&id) else { return };
         if !conn.local {
