@@ -1,7 +1,8 @@
 //! Thousands of hours in rough worlds, by seed.
 //!
 //! `SWITCHBACK_SIM_HOURS` asks for more hours than the everyday 1,000; `SWITCHBACK_SIM_SEED` replays one seed, with
-//! its journal written as a story to the file that `SWITCHBACK_SIM_JOURNAL` names. A failure prints its seed, the
+//! its journal written as a story to the file that `SWITCHBACK_SIM_JOURNAL` names. `SWITCHBACK_SIM_DAYS` asks for more days
+//! of what is only counted: false moves, and the time to leave a path. A failure prints its seed, the
 //! end of its journal and the command that replays it.
 
 mod story;
@@ -19,6 +20,8 @@ use world::{Summary, World};
 const ROUGH_HOURS: u64 = 5;
 /// Everyday hours; seconds, for the heart is built fast in every profile.
 const EVERYDAY_HOURS: u64 = 1000;
+/// Everyday days of one lossy path.
+const EVERYDAY_DAYS: u64 = 4;
 /// The first seed of every day, so that a green run is green again.
 const FIRST_SEED: u64 = 1;
 /// Lines of journal shown of a failure.
@@ -147,77 +150,94 @@ fn rate(seeds: u64, hours: u64, rate: Rate) -> Summary {
     total.into_inner().expect("not poisoned")
 }
 
+/// Of 10,000 silences while an answer was owed, how many were longer than these milliseconds: measured with Linux 6.18,
+/// mosquitto 2.0.11 and two messages a second on each of 150 to 200 connections, 30,000 to 80,000 messages a line, over a
+/// wire that loses so many of a thousand packets on the way up and on the way down.
+const LONGER_THAN: [u32; 5] = [200, 500, 1000, 2000, 5000];
+#[rustfmt::skip]
+const MEASURED: [(u64, [u64; 2], [f64; 5]); 6] = [
+    (20,  [20, 20],   [ 393.0,    1.5,   0.0,   0.0,   0.0]),
+    (20,  [50, 50],   [ 970.0,   20.4,   0.5,   0.1,   0.0]),
+    (100, [50, 50],   [1064.0,  191.9,  26.3,   0.2,   0.0]),
+    (20,  [200, 200], [3631.0,  980.7, 259.7,  53.2,   6.4]),
+    (20,  [500, 0],   [4874.0, 1505.5, 689.2, 339.8, 172.3]),
+    (20,  [0, 500],   [5029.0, 1838.2, 904.7, 434.4, 195.1]),
+];
+
 #[test]
-fn the_world_loses_as_a_kernel_does() {
-    for (rtt, loss) in [
-        (20, [20, 20]),
-        (20, [50, 50]),
-        (100, [50, 50]),
-        (20, [200, 200]),
-        (20, [500, 0]),
-        (20, [0, 500]),
-        (20, [500, 500]),
-    ] {
-        let found = rate(12, 1, Rate { rtt, loss, alternative: false, dies: None });
-        let mut silences = found.silences;
-        silences.sort_unstable();
-        let at = |p: f64| silences[((silences.len() as f64 * p) as usize).min(silences.len() - 1)];
+fn the_world_is_about_as_rough_as_a_kernel_on_a_lossy_wire() {
+    for (rtt, loss, measured) in MEASURED {
+        let found = rate(6, 1, Rate { rtt, loss, alternative: false, dies: None }).silences;
+        let longer = |ms: u32| found.iter().filter(|s| **s > ms).count() as f64 / found.len() as f64 * 1e4;
+        let model = LONGER_THAN.map(longer);
         println!(
-            "{rtt} ms {loss:?}: {} silences, {:?}, dropped {}",
-            silences.len(),
-            [0.5, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999].map(at),
-            found.dropped.len()
+            "{rtt} ms, loss {loss:?}: longer than {LONGER_THAN:?} ms, of 10,000: {model:.1?}, measured {measured:.1?}"
         );
-        let over = |ms: u32| silences.iter().filter(|s| **s > ms).count() as f64 / silences.len() as f64 * 1e4;
-        println!("   over, of 10,000: {:.1?}", [200, 300, 500, 700, 1000, 1500, 2000, 3000, 5000, 8000].map(over));
+        for (model, measured) in model.into_iter().zip(measured) {
+            // Rare ones are few in so short a time.
+            let least = if measured < 30.0 { measured / 4.0 } else { measured * 0.6 };
+            assert!(model + 1.0 >= least, "{model} is gentler than {measured}");
+        }
     }
 }
 
+/// False moves on a path that loses packets while another is clean, and what is promised. `SWITCHBACK_SIM_DAYS` asks for
+/// more days than the everyday ones: then the rates are worth reading.
 #[test]
-fn false_moves() {
-    let days = number("SWITCHBACK_SIM_DAYS").unwrap_or(2);
-    for loss in [20, 50, 200] {
-        let found = rate(days, 24, Rate { rtt: 20, loss: [loss, loss], alternative: true, dies: None });
+fn a_lossy_path_is_left_for_nothing_no_oftener_than_promised() {
+    let days = number("SWITCHBACK_SIM_DAYS").unwrap_or(EVERYDAY_DAYS);
+    // Loss in a thousand each way, and moves allowed in so many hours; twice that is allowed to chance.
+    for (loss, hours) in [(20, 96.0), (50, 24.0), (200, 1.0)] {
+        let found = rate(if loss > 100 { days.div_ceil(4) } else { days }, 24, Rate::steady(loss));
+        let (left, allowed) = (found.left.len() as f64, found.hours / hours);
         println!(
-            "{loss} per mille: {} left, {} dropped in {} h, {} dials",
-            found.left.len(),
-            found.dropped.len(),
+            "{} % loss each way: {left} moves in {:.0} h, {:.2} in 24 h; {} losses of the session; {:.1} dials an hour",
+            loss as f64 / 10.0,
             found.hours,
-            found.dials
+            left * 24.0 / found.hours,
+            found.dropped.len(),
+            found.dials as f64 / found.hours
         );
+        assert!(left <= (2.0 * allowed).max(1.0), "more than {allowed:.1} in {:.0} h", found.hours);
+    }
+}
+
+/// The times that so many seeds took to leave the path, from `from` on, in order.
+fn times_to_leave(seeds: u64, rate: Rate, from: impl Fn(u64) -> u64) -> Vec<u64> {
+    let one = |seed: u64| {
+        let from = from(seed);
+        let dies = rate.dies.map(|_| from);
+        let found = World::new(Plan::rate(seed, 1, Rate { dies, ..rate }), false).run_rough();
+        found.left.into_iter().find(|at| *at >= from).map_or(u64::MAX, |at| at - from)
+    };
+    let mut times: Vec<u64> = (FIRST_SEED..FIRST_SEED + seeds).map(one).collect();
+    times.sort_unstable();
+    times
+}
+
+fn percentiles(times: &[u64]) -> [u64; 4] {
+    [50, 90, 95, 99].map(|p| times[(times.len() * p / 100).min(times.len() - 1)])
+}
+
+#[test]
+fn a_path_that_loses_half_of_the_packets_is_left_within_half_a_minute() {
+    let seeds = number("SWITCHBACK_SIM_DAYS").unwrap_or(EVERYDAY_DAYS) * 25;
+    for (loss, limit) in [([500, 500], 30_000), ([500, 0], 60_000), ([0, 500], 60_000)] {
+        let rate = Rate { loss, ..Rate::steady(0) };
+        let [half, most, nearly, all] = percentiles(&times_to_leave(seeds, rate, |_| 61_000));
+        println!("half lost {loss:?}: left after {half}, {most}, {nearly}, {all} ms (50, 90, 95, 99 %)");
+        assert!(nearly <= limit, "left after {nearly} ms only");
     }
 }
 
 #[test]
-fn detection() {
-    for loss in [0, 5, 20, 50] {
-        let mut all = Vec::new();
-        for seed in 1..=400 {
-            let dies = 1_260_000 + seed * 37 % 1000;
-            let plan = Plan::rate(seed, 1, Rate { rtt: 20, loss: [loss, loss], alternative: true, dies: Some(dies) });
-            let mut world = World::new(plan, false);
-            let found = world.run_rough();
-            all.extend(found.left.iter().find(|at| **at >= dies).map(|at| at - dies));
-        }
-        all.sort_unstable();
-        println!(
-            "dead after {loss} per mille: {} left after {:?}",
-            all.len(),
-            [0.1, 0.5, 0.9, 0.99].map(|p| all[(all.len() as f64 * p) as usize])
-        );
-    }
-    for loss in [[500, 500], [500, 0], [0, 500], [300, 300]] {
-        let mut all = Vec::new();
-        for seed in 1..=400 {
-            let plan = Plan::rate(seed, 1, Rate { rtt: 20, loss, alternative: true, dies: None });
-            let mut world = World::new(plan, false);
-            all.push(world.run_rough().left.first().map_or(3_600_000, |at| at - 61_000));
-        }
-        all.sort_unstable();
-        println!(
-            "brown-out {loss:?}: left after {:?}",
-            [0.1, 0.5, 0.9, 0.99].map(|p| all[(all.len() as f64 * p) as usize])
-        );
+fn a_silent_death_is_seen_at_once_where_nothing_was_lost_and_in_seconds_where_much_was() {
+    let seeds = number("SWITCHBACK_SIM_DAYS").unwrap_or(EVERYDAY_DAYS) * 25;
+    for (loss, limits) in [(0, [900, 1_100]), (20, [4_000, 8_000]), (50, [6_000, 8_000])] {
+        let rate = Rate { dies: Some(0), ..Rate::steady(loss) };
+        let [half, _, _, all] = percentiles(&times_to_leave(seeds, rate, |seed| 1_260_000 + seed * 37 % 1_000));
+        println!("silent after {} % loss: left after {half} and {all} ms (50, 99 %)", loss as f64 / 10.0);
+        assert!(half <= limits[0] && all <= limits[1].max(limits[0]), "{half} and {all} ms");
     }
 }
 

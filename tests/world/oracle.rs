@@ -540,6 +540,9 @@ impl World {
             Action::HangUp { attempt, .. } => {
                 if self.oracle.session == Some(attempt.0) {
                     self.oracle.session_ends(now);
+                    if matches!(event, Event::Offered { .. }) {
+                        self.oracle.leaving.held_up.get_or_insert(now);
+                    }
                 }
                 let dialled = self.oracle.live.remove(&attempt.0);
                 if let Some(dialled) = &dialled

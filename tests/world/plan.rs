@@ -88,6 +88,13 @@ impl Plan {
     }
 }
 
+impl Rate {
+    /// So much is lost each way on a path of 20 ms, with a clean one beside it.
+    pub fn steady(loss: u64) -> Rate {
+        Rate { rtt: 20, loss: [loss; 2], alternative: true, dies: None }
+    }
+}
+
 impl Plan {
     /// So many hours of one lossy path.
     pub fn rate(seed: u64, hours: u64, rate: Rate) -> Plan {
