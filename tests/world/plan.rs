@@ -153,6 +153,7 @@ fn settings(dice: &mut Dice, profile: Profile) -> Settings {
             uplink.warm_renew = secs(*dice.pick(&[10, 60, 60, 300]));
         }
     }
+    s.manage_routes = dice.chance(300);
     if profile == Profile::Mixed && dice.chance(150) {
         s.mode = *dice.pick(&[Mode::Manual, Mode::OnDemand { linger: secs(30) }]);
     }
