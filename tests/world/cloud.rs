@@ -216,8 +216,6 @@ pub struct Conn {
     /// Published and not acknowledged, as the cloud sees it, and how many the cloud said it takes.
     owing: BTreeSet<u64>,
     window: u16,
-    /// The cloud has said yes to its CONNECT.
-    introduced: bool,
     /// As the adapter sees it: what waits for an answer since when, and when anything last came.
     asked: BTreeMap<u64, u64>,
     last_down: u64,
@@ -249,6 +247,8 @@ pub struct Broker {
     /// How long it bears a connection that says nothing after the handshake.
     patience: u64,
     session: bool,
+    /// Connections whose CONNECT it has accepted.
+    introduced: BTreeSet<u64>,
     pub current: Option<u64>,
     backlog: Vec<(u64, Up)>,
     pub received: BTreeMap<u64, u32>,
@@ -281,6 +281,7 @@ impl Broker {
             rejects: if dice.chance(200) { 5 } else { 0 },
             patience: dice.spread(5_000, 20_000),
             session: false,
+            introduced: BTreeSet::new(),
             current: None,
             backlog: Vec::new(),
             received: BTreeMap::new(),
@@ -319,7 +320,6 @@ impl World {
             acked_at: self.now,
             owing: BTreeSet::new(),
             window: 65535,
-            introduced: false,
             asked: BTreeMap::new(),
             last_down: self.now,
         };
@@ -613,7 +613,7 @@ impl World {
                 self.oracle.firewalled = Some(self.now);
                 return self.end_locally(id, Reason::Refused, true);
             }
-            (Mode::Refused | Mode::Portal, _) if remote && self.conns[&id].phase == Phase::Open => {
+            (Mode::Refused | Mode::Portal, _) if remote && self.conns[&id].phase >= Phase::Connecting => {
                 return self.end_locally(id, Reason::Reset, true);
             }
             (Mode::Portal, Up::Syn) => {
@@ -670,7 +670,7 @@ impl World {
             Up::Connect(version, keep_alive) => self.serve_connect(id, version, keep_alive),
             Up::Subscribe => self.put_down(id, Down::Subscribed),
             Up::Ping => self.put_down(id, Down::Pong),
-            Up::Publish(_) if !self.conns.get(&id).is_some_and(|c| c.introduced) => {
+            Up::Publish(_) if !self.broker.introduced.contains(&id) => {
                 self.broken("a message before CONNECT");
             }
             Up::Publish(seq) => {
@@ -722,10 +722,10 @@ impl World {
         self.broker.session = true;
         let window = if version == Version::V5 { self.broker.window } else { 65535 };
         if let Some(conn) = self.conns.get_mut(&id) {
-            conn.introduced = true;
             conn.keep_alive = keep_alive;
             conn.window = window;
         }
+        self.broker.introduced.insert(id);
         self.summary.sessions += 1;
         self.put_down(id, Down::Welcome { present, window });
     }
@@ -889,7 +889,7 @@ impl World {
             Change::HostBack => self.broker.host = true,
             Change::Impatient(id) => {
                 let awake = self.broker.up && !self.broker.frozen;
-                if awake && self.conns.get(&id).is_some_and(|c| !c.introduced) {
+                if awake && !self.broker.introduced.contains(&id) {
                     self.remote_ends(id, Reason::ServerShutDown);
                 }
                 return;
@@ -916,7 +916,9 @@ impl World {
         for (id, packet) in std::mem::take(&mut self.broker.backlog) {
             if self.conns.get(&id).is_some_and(|c| c.remote) {
                 self.serve(id, packet);
-            } else if let Up::Publish(seq) = packet {
+            } else if let Up::Publish(seq) = packet
+                && self.broker.introduced.contains(&id)
+            {
                 // Read from a socket that is closed by now: the cloud has it all the same.
                 *self.broker.received.entry(seq).or_insert(0) += 1;
                 self.oracle.owed.remove(&seq);

@@ -861,7 +861,8 @@ impl Oracle {
         let answered = matches!(event, Event::Acked { .. });
         let truth = leave.held_up.filter(|_| answered && leave.broken).map(|since| now - since);
         let pause = record.pause.map(ms);
-        (leave.broken && at == leave.at && !self.recently_stalled(now, 60_000) && pause != truth)
+        let unplanned = leave.broken && at == leave.at && record.why != Reason::InterfaceChange;
+        (unplanned && !self.recently_stalled(now, 60_000) && pause != truth)
             .then(|| format!("the pause was {truth:?} ms"))
     }
 
