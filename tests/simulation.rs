@@ -223,11 +223,12 @@ fn percentiles(times: &[u64]) -> [u64; 4] {
 #[test]
 fn a_path_that_loses_half_of_the_packets_is_left_within_half_a_minute() {
     let seeds = number("SWITCHBACK_SIM_DAYS").unwrap_or(EVERYDAY_DAYS) * 50;
-    for (loss, limit) in [([500, 500], 30_000), ([500, 0], 60_000), ([0, 500], 60_000)] {
-        let rate = Rate { loss, ..Rate::steady(0) };
-        let [half, most, nearly, all] = percentiles(&times_to_leave(seeds, rate, |_| 61_000));
-        println!("half lost {loss:?}: left after {half}, {most}, {nearly}, {all} ms (50, 90, 95, 99 %)");
-        assert!(nearly <= limit, "left after {nearly} ms only");
+    // One way, TCP makes good more of it: nine of ten are left in time.
+    for (loss, percent) in [([500, 500], 99), ([500, 0], 90), ([0, 500], 90)] {
+        let times = times_to_leave(seeds, Rate { loss, ..Rate::steady(0) }, |_| 61_000);
+        println!("half lost {loss:?}: left after {:?} ms (50, 90, 95, 99 %)", percentiles(&times));
+        let at = times[times.len() * percent / 100];
+        assert!(at <= 30_000, "left after {at} ms");
     }
 }
 

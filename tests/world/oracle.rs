@@ -325,9 +325,9 @@ impl World {
         if session != self.oracle.session {
             return Some(format!("the session is {session:?}, but {:?} was opened", self.oracle.session));
         }
+        let opened = matches!(event, Event::Connected { attempt, .. } if Some(attempt.0) == session);
         let prefers = |a: &Action| matches!(a, Action::Prefer { interface: Some(_) });
-        if session.is_some() && session != before && self.oracle.settings.manage_routes && !actions.iter().any(prefers)
-        {
+        if opened && self.oracle.settings.manage_routes && !actions.iter().any(prefers) {
             return Some("traffic is elsewhere, and routes are not".into());
         }
         if status.connected != (status.session.is_some_and(|s| s.settled))
