@@ -491,9 +491,9 @@ impl World {
         let dead = net.is_none_or(|n| !self.nets[n].usable())
             || matches!(event, Event::LinkChanged { up: false, .. } | Event::AddressChanged { present: false, .. })
             || matches!(event, Event::LinkGone { .. } | Event::DeviceGone { .. } | Event::DeviceSeen { .. });
-        // A 3.1.1 move says goodbye first; it is planned all the same.
+        // A 3.1.1 move says goodbye first; it is planned all the same. So is a farewell, however late.
         let moving = actions.iter().any(|a| {
-            matches!(a, Action::HangUp { attempt, goodbye: switchback_control::Goodbye::Moving } if attempt.0 == lost)
+            matches!(a, Action::HangUp { attempt, goodbye } if attempt.0 == lost && *goodbye != switchback_control::Goodbye::Abort)
         });
         let not_needed = self.oracle.settings.mode != Mode::Auto;
         if dead || moving || not_needed {
