@@ -116,12 +116,11 @@ impl Delivery {
     }
 
     /// Takes an answer of the server in, before anything becomes of its connection: an answer that ends the waiting for
-    /// a move or a farewell counts all the same. `session` is the open one: while a planned move is under way it still
-    /// brings answers, though nothing goes out on it any more.
-    pub fn answered(&mut self, turn: &mut Turn, event: &Event, session: Option<Attempt>) {
+    /// a move or a farewell counts all the same.
+    pub fn answered(&mut self, turn: &mut Turn, event: &Event) {
         match event {
-            Event::Acked { attempt, seq } if self.awaits(*attempt, *seq, session) => self.acked(turn, *seq),
-            Event::Rejected { attempt, seq } if self.awaits(*attempt, *seq, session) => {
+            Event::Acked { attempt, seq } if self.awaits(*attempt, *seq) => self.acked(turn, *seq),
+            Event::Rejected { attempt, seq } if self.awaits(*attempt, *seq) => {
                 self.rejected += 1;
                 turn.ask(Action::SetAside { seq: *seq });
                 self.acked(turn, *seq);
@@ -183,9 +182,9 @@ impl Delivery {
         }
     }
 
-    /// Whether an answer for this message on this connection counts: it is in flight, and the connection lives.
-    pub fn awaits(&self, attempt: Attempt, seq: Seq, session: Option<Attempt>) -> bool {
-        (self.on_line(attempt) || session == Some(attempt)) && self.window.iter().any(|s| s.seq == seq)
+    /// Whether an answer for this message on this connection counts: it is in flight there.
+    pub fn awaits(&self, attempt: Attempt, seq: Seq) -> bool {
+        self.on_line(attempt) && self.window.iter().any(|s| s.seq == seq)
     }
 
     /// When the oldest message in flight on this connection that was sent after this moment was sent.
@@ -383,9 +382,9 @@ mod tests {
         assert_eq!(sent(&actions), [(3, true), (4, true), (9, true)]);
         let actions = turn(1, |t| delivery.step(t, &Event::Offered { ticket: Ticket(1), size: 1 }));
         assert_eq!(actions, [Action::Admit { ticket: Ticket(1), seq: Seq(13) }]);
-        let actions = turn(2, |t| delivery.answered(t, &Event::Acked { attempt: Attempt(1), seq: Seq(4) }, None));
+        let actions = turn(2, |t| delivery.answered(t, &Event::Acked { attempt: Attempt(1), seq: Seq(4) }));
         assert_eq!(actions, []);
-        let actions = turn(3, |t| delivery.answered(t, &Event::Acked { attempt: Attempt(1), seq: Seq(3) }, None));
+        let actions = turn(3, |t| delivery.answered(t, &Event::Acked { attempt: Attempt(1), seq: Seq(3) }));
         assert_eq!(actions, [Action::Release { through: Seq(8) }]);
     }
 
@@ -393,7 +392,7 @@ mod tests {
     fn what_was_in_flight_waits_in_front_again_whatever_was_answered_between() {
         let mut delivery = Delivery::restore(&[1..=5], 5);
         turn(0, |t| delivery.open(t, Attempt(1), 100));
-        turn(1, |t| delivery.answered(t, &Event::Acked { attempt: Attempt(1), seq: Seq(2) }, None));
+        turn(1, |t| delivery.answered(t, &Event::Acked { attempt: Attempt(1), seq: Seq(2) }));
         delivery.shut();
         assert_eq!(delivery.backlog, [1..=1, 3..=5]);
         assert_eq!((delivery.waiting, delivery.status().messages), (4, 4));
@@ -410,20 +409,9 @@ mod tests {
             Event::Acked { attempt: Attempt(2), seq: Seq(7) },
             Event::Rejected { attempt: Attempt(2), seq: Seq(7) },
         ] {
-            assert_eq!(turn(1, |t| delivery.answered(t, &event, None)), []);
+            assert_eq!(turn(1, |t| delivery.answered(t, &event)), []);
         }
         assert!(!delivery.is_empty());
-    }
-
-    #[test]
-    fn an_answer_of_the_connection_before_counts_while_it_still_lives() {
-        let mut delivery = Delivery::restore(&[1..=2], 2);
-        turn(0, |t| delivery.open(t, Attempt(1), 10));
-        turn(1, |t| delivery.open(t, Attempt(2), 10));
-        let answer = Event::Acked { attempt: Attempt(1), seq: Seq(1) };
-        assert_eq!(turn(2, |t| delivery.answered(t, &answer, None)), []);
-        assert_eq!(turn(2, |t| delivery.answered(t, &answer, Some(Attempt(1)))), [Action::Release { through: Seq(1) }]);
-        assert_eq!(turn(3, |t| delivery.answered(t, &answer, None)), []);
     }
 
     #[test]

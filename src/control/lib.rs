@@ -151,7 +151,6 @@ impl Control {
         }
         let (walk, _) = self.interfaces.walk(self.list());
         let flow = self.flow(event);
-        let session = self.failover.session().map(|s| s.attempt);
         let failback = self.failback_mode();
         let mut turn = Turn {
             now: self.now,
@@ -180,7 +179,7 @@ impl Control {
         self.failover.step(&mut ground);
         let line = ground.line;
         self.delivery.set_late(self.settings.late, self.failover.session().and_then(|s| s.round_trip.smoothed()));
-        self.delivery.answered(&mut turn, event, session);
+        self.delivery.answered(&mut turn, event);
         match line {
             Some(Line::Open { attempt, window }) => self.delivery.open(&mut turn, attempt, window),
             Some(Line::Shut) => self.delivery.shut(),
@@ -222,11 +221,10 @@ impl Control {
     fn flow(&self, event: &Event) -> Flow {
         let session = self.failover.session().map(|s| s.attempt);
         let (settled, sample) = match event {
-            Event::Acked { attempt, seq } => (
-                u32::from(self.delivery.awaits(*attempt, *seq, session)),
-                self.delivery.sample(self.now, *attempt, *seq),
-            ),
-            Event::Rejected { attempt, seq } => (u32::from(self.delivery.awaits(*attempt, *seq, session)), None),
+            Event::Acked { attempt, seq } => {
+                (u32::from(self.delivery.awaits(*attempt, *seq)), self.delivery.sample(self.now, *attempt, *seq))
+            }
+            Event::Rejected { attempt, seq } => (u32::from(self.delivery.awaits(*attempt, *seq)), None),
             _ => (0, None),
         };
         let status = self.delivery.status();

@@ -310,7 +310,10 @@ impl Session {
     pub fn measured(&mut self, now: Instant, measure: Measure) -> Option<Measure> {
         self.looked = Some(now);
         if measure.sent == 0 {
-            // This kernel does not tell.
+            // This kernel does not tell: what is late may have been lost.
+            if let Some((at, by)) = self.late.take() {
+                self.lateness.note(at, by);
+            }
             return None;
         }
         let acked = now.before(measure.acked_ago);
