@@ -5,7 +5,7 @@
 //! It acknowledges nothing before its offer is accepted. Malformed input ends the connection and nothing else. It
 //! never waits for another client, nor for the network.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::ready;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -25,8 +25,8 @@ use super::router::{Attached, Departure};
 use super::session::Link;
 use super::upward::Upward;
 use super::{
-    CONNECT_MAX, CONNECT_WAIT, CONTROL_MAX, Doors, GOODBYE_WAIT, OUTPUT_MAX, OUTPUT_TARGET, Offers, PACKET_WAIT,
-    PACKETS_PER_TURN, READ_CHUNK, RECEIVE_MAX, STALL_MAX, checks,
+    CONNECT_MAX, CONNECT_WAIT, CONTROL_MAX, Doors, GOODBYE_WAIT, OUTBOUND_MAX, OUTPUT_MAX, OUTPUT_TARGET, Offers,
+    PACKET_WAIT, PACKETS_PER_TURN, READ_CHUNK, RECEIVE_MAX, STALL_MAX, checks,
 };
 use crate::io::packet::{self, Malformed, PACKET_MAX};
 
@@ -67,6 +67,7 @@ where
         version,
         link,
         input,
+        late: VecDeque::new(),
         open_receptions: BTreeSet::new(),
         // MQTT 5 section 3.1.2.10: one and a half times what the client promised.
         patience: Some(keep_alive * 3 / 2).filter(|patience| !patience.is_zero()),
@@ -160,6 +161,8 @@ pub struct Client<O> {
     pub(super) upward: Upward<O>,
     pub(super) input: Vec<u8>,
     pub(super) output: Vec<u8>,
+    /// Packets that leave once a write has ended, in order.
+    pub(super) late: VecDeque<(u64, Vec<u8>)>,
     /// QoS 2 messages of this connection between PUBLISH and PUBCOMP: they count against our Receive Maximum.
     pub(super) open_receptions: BTreeSet<u16>,
     /// How long the client may be silent.
@@ -234,17 +237,20 @@ impl<O: Offers> Client<O> {
             return Err(End::Closed(reason));
         }
         let more = self.take_packets()?;
-        let (id, link, output) = (&self.id, &self.link, &mut self.output);
+        let (id, link, output, late) = (&self.id, &self.link, &mut self.output, &mut self.late);
         self.doors.shared.with(|state| {
-            let session = state.owned(id, link).ok_or(End::Closed(checks::TAKEN_OVER))?;
+            let (session, ledger) = state.parts(id, link).ok_or(End::Closed(checks::TAKEN_OVER))?;
+            let ready = late.iter().take_while(|(kept, _)| ledger.may_go_on(*kept)).count();
+            late.drain(..ready).for_each(|(_, packet)| output.extend(packet));
             for packet_id in session.settled.drain(..) {
                 acknowledge(output, self.version, PUBREC, packet_id, 0);
             }
             let now = Instant::now();
-            while output.len() < OUTPUT_TARGET {
-                let Some(packet) = session.next(now) else { break };
+            while late.is_empty() && output.len() < OUTPUT_TARGET {
+                let Some(packet) = session.next(now, ledger) else { break };
                 output.extend_from_slice(&packet);
             }
+            session.note_gone(id, ledger, now);
             Ok(())
         })?;
         if self.output.is_empty() {
@@ -258,6 +264,7 @@ impl<O: Offers> Client<O> {
     /// Whether what the client sends next can be taken.
     fn may_read(&self) -> bool {
         self.output.len() < OUTPUT_MAX
+            && self.late.len() < OUTBOUND_MAX
             && self.upward.has_room()
             // A client with MQTT 5 knows this limit and is held to it; one with 3.1.1 has to wait.
             && (self.version == Version::V5 || self.upward.owed() < usize::from(RECEIVE_MAX))

@@ -110,10 +110,11 @@ impl<O: Offers> Client<O> {
                 Task::Answer(Verdict::Invalid(checks::TOPIC_INVALID))
             }
         };
+        let mut kept = None;
         if for_locals {
-            self.doors.shared.with(|state| state.publish(&message, None, now));
+            kept = self.doors.shared.with(|state| state.publish_local(&message, now));
         }
-        self.upward.push(ack, task);
+        self.upward.push_kept(ack, task, kept);
         self.within_quota()
     }
 
@@ -192,11 +193,12 @@ impl<O: Offers> Client<O> {
     }
 
     fn take_pubrec(&mut self, id: u16) -> Result<(), End> {
-        let known = self.with_session(|session| session.half_complete(id))?;
-        if known {
-            self.output.extend(pubrel(id));
-        } else {
-            acknowledge(&mut self.output, self.version, PUBREL, id, checks::ID_NOT_FOUND);
+        self.with_session(|_| ())?;
+        match self.doors.shared.with(|state| state.pubrec(&self.id, id, Instant::now())) {
+            Some(0) => self.output.extend(pubrel(id)),
+            // If it went out first and power was cut, the message would be sent again as a new one.
+            Some(kept) => self.late.push_back((kept, pubrel(id))),
+            None => acknowledge(&mut self.output, self.version, PUBREL, id, checks::ID_NOT_FOUND),
         }
         Ok(())
     }
@@ -232,22 +234,24 @@ impl<O: Offers> Client<O> {
                 MqttPacket::SubAck3(subackv3::MqttSubAck::new(packet_id, return_codes))
             }
         };
-        self.send(&packet)
+        self.send_kept(&packet)
     }
 
     fn unsubscribe(&mut self, packet_id: u16, filters: &[String]) -> Result<(), End> {
         if packet_id == 0 || filters.is_empty() {
             return Err(End::Closed(checks::PROTOCOL_ERROR));
         }
-        let reason_codes = self.with_session(|session| {
-            let gone = filters.iter().map(|filter| session.subscriptions.remove(filter));
-            gone.map(|gone| if gone.is_some() { 0 } else { NO_SUBSCRIPTION }).collect()
-        })?;
+        self.with_session(|_| ())?;
+        let now = Instant::now();
+        let reason_codes = self.doors.shared.with(|state| {
+            let gone = filters.iter().map(|filter| state.unsubscribe(&self.id, filter, now));
+            gone.map(|gone| if gone { 0 } else { NO_SUBSCRIPTION }).collect()
+        });
         let packet = match self.version {
             Version::V5 => MqttPacket::UnsubAck5(unsubackv5::MqttUnsubAck::new(packet_id, reason_codes, Vec::new())),
             Version::V311 => MqttPacket::UnsubAck3(unsubackv3::MqttUnsubAck::new(packet_id)),
         };
-        self.send(&packet)
+        self.send_kept(&packet)
     }
 
     /// MQTT 5's DISCONNECT: only reason 0 takes the will back, and a session that was to end stays ended.
@@ -269,15 +273,27 @@ impl<O: Offers> Client<O> {
         End::Disconnected(Departure { keep_will: packet.reason_code != 0, expiry })
     }
 
-    fn send(&mut self, packet: &MqttPacket) -> Result<(), End> {
+    /// Sends what confirms a change of the session, once the change is on disk where the session is kept.
+    fn send_kept(&mut self, packet: &MqttPacket) -> Result<(), End> {
         let bytes = packet.to_bytes().map_err(|_| End::Closed(checks::UNSPECIFIED))?;
-        self.output.extend(bytes);
+        let persistent = self.with_session(|session| session.persistent())?;
+        let kept = self.doors.shared.with(|state| state.ledger.next_write());
+        if persistent && kept > 0 {
+            self.late.push_back((kept, bytes));
+        } else {
+            self.output.extend(bytes);
+        }
         Ok(())
     }
 
     /// The session, as long as it is ours.
     fn with_session<R>(&self, what: impl FnOnce(&mut Session) -> R) -> Result<R, End> {
-        let owned = self.doors.shared.with(|state| state.owned(&self.id, &self.link).map(what));
+        let owned = self.doors.shared.with(|state| {
+            let (session, ledger) = state.parts(&self.id, &self.link)?;
+            let result = what(session);
+            session.note_gone(&self.id, ledger, Instant::now());
+            Some(result)
+        });
         owned.ok_or(End::Closed(checks::TAKEN_OVER))
     }
 }

@@ -25,7 +25,7 @@ pub struct Greeting {
     pub clean: bool,
     /// Zero for none.
     pub keep_alive: Duration,
-    /// How long the session outlives its connection; `None` for as long as the daemon runs.
+    /// How long the session outlives its connection; `None` for ever.
     pub expiry: Option<Duration>,
     /// Most QoS 1 and 2 messages the client takes at a time.
     pub receive_max: usize,
