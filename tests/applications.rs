@@ -830,6 +830,22 @@ fn who_says_nothing_or_half_a_thing_is_dropped() {
 }
 
 #[test]
+fn connections_that_say_nothing_keep_nobody_out() {
+    let server = Server::start(Mode::Accept);
+    let start = Instant::now();
+    let mut silent: Vec<Client> = (0..90).map(|_| Client::dial(server.address, Version::V311)).collect();
+    for number in 0..20 {
+        server.client(BOTH[number % 2], &format!("c{number}")).ping();
+    }
+    // The oldest gave way, the youngest may still speak.
+    assert_eq!(silent[0].closed_within(SOON), None);
+    let mut last = silent.pop().unwrap();
+    last.connect(&Connect { id: "last", ..Connect::default() });
+    assert_eq!(last.connack(), (false, 0));
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+}
+
+#[test]
 fn the_65th_client_is_turned_away_and_may_come_back() {
     let server = Server::start(Mode::Accept);
     let mut clients: Vec<Client> =

@@ -25,6 +25,7 @@ use self::message::{Message, Way, way_up};
 use self::router::Shared;
 use self::session::Taken;
 use self::store::Store;
+use self::strangers::Strangers;
 use self::upward::{Ack, Task, Upward, Verdict};
 use crate::config::Config;
 use crate::corridor::{Downlink, Draft, Offer};
@@ -44,14 +45,18 @@ mod message;
 mod router;
 mod session;
 mod store;
+mod strangers;
 mod upward;
 
 /// Clients at a time: more than a gateway has applications; each may cost a few hundred kilobytes.
 pub const CLIENTS_MAX: usize = 64;
 
-/// Connections at a time, with those that have not said who they are and those whose last messages are still on
-/// their way to the outbox. More wait in the kernel.
+/// Clients at a time with those whose last messages are still on their way to the outbox. More wait, as strangers.
 pub const CONNECTIONS_MAX: usize = CLIENTS_MAX + 32;
+
+/// Connections that have not been let in yet. Each costs up to `CONNECT_MAX` and a kilobyte; a further one takes the
+/// place of the oldest.
+pub const STRANGERS_MAX: usize = 32;
 
 /// Sessions, connected or away. The one away longest gives way.
 pub const SESSIONS_MAX: usize = 256;
@@ -98,7 +103,7 @@ pub const TAKEN_WAIT: Duration = Duration::from_secs(30);
 
 /// How long a client may take to say who it is, and how large its greeting may be: until then it is a stranger.
 pub const CONNECT_WAIT: Duration = Duration::from_secs(10);
-pub const CONNECT_MAX: usize = 4096;
+pub const CONNECT_MAX: usize = 3072;
 
 /// Largest packet that carries no message.
 pub const CONTROL_MAX: usize = 64 * 1024;
@@ -180,6 +185,8 @@ pub(crate) struct Doors<O> {
     started: u64,
     /// Bytes of all clients on their way to the outbox.
     upward_bytes: Arc<AtomicUsize>,
+    strangers: Arc<Strangers>,
+    places: Arc<Semaphore>,
 }
 
 impl Applications {
@@ -211,16 +218,17 @@ impl Applications {
             assigned: AtomicU64::new(0),
             started,
             upward_bytes: Arc::default(),
+            strangers: Arc::default(),
+            places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
         });
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let socket = runtime_dir.join("mqtt.sock");
         let mut tasks = vec![
-            tokio::spawn(listener::listen_unix(socket.clone(), Arc::clone(&doors), Arc::clone(&places))).abort_handle(),
+            tokio::spawn(listener::listen_unix(socket.clone(), Arc::clone(&doors))).abort_handle(),
             tokio::spawn(bring_down(Arc::clone(&shared), downlinks)).abort_handle(),
             tokio::spawn(keep_time(Arc::clone(&doors))).abort_handle(),
         ];
         if let Some(address) = address {
-            tasks.push(tokio::spawn(listener::listen_tcp(address, doors, places)).abort_handle());
+            tasks.push(tokio::spawn(listener::listen_tcp(address, doors)).abort_handle());
         }
         Applications { shared, socket, tasks, keeper, finish: Some(finish) }
     }

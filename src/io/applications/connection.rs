@@ -15,7 +15,6 @@ use flowsdk::mqtt_serde::control_packet::MqttPacket;
 use flowsdk::mqtt_serde::mqttv5::disconnectv5;
 use switchback_control::Version;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -23,6 +22,7 @@ use super::conversation::{PUBREC, acknowledge};
 use super::greeting::{self, Greeting};
 use super::router::{Attached, Departure};
 use super::session::Link;
+use super::strangers::Stranger;
 use super::upward::Upward;
 use super::{
     CONNECT_MAX, CONNECT_WAIT, CONTROL_MAX, Doors, GOODBYE_WAIT, OUTBOUND_MAX, OUTPUT_MAX, OUTPUT_TARGET, Offers,
@@ -41,14 +41,41 @@ pub enum End {
     Closed(u8),
 }
 
-/// Serves a client until it is gone. `place` is given back when everything it left has been offered.
-pub async fn serve<S, O>(stream: S, doors: Arc<Doors<O>>, place: OwnedSemaphorePermit)
+/// Serves a connection until it is gone: a stranger until it has said who it is and there is a place for it.
+pub async fn serve<S, O>(stream: S, doors: Arc<Doors<O>>, stranger: Stranger)
 where
     S: AsyncRead + AsyncWrite + Send,
     O: Offers,
 {
     let (mut reader, mut writer) = tokio::io::split(stream);
-    let Some((greeting, input)) = greet(&mut reader, &mut writer).await else { return };
+    let let_in = async {
+        let (greeting, input) = greet(&mut reader, &mut writer).await?;
+        // The last messages of those that have left are still on their way. Never closed, so this never fails.
+        let place = timeout(CONNECT_WAIT, Arc::clone(&doors.places).acquire_owned()).await.ok()?.ok()?;
+        Some((greeting, input, place))
+    };
+    let known = tokio::select! {
+        known = let_in => known,
+        () = stranger.shown_out() => None,
+    };
+    let Some((greeting, input, place)) = known else { return };
+    drop(stranger);
+    // Only now, so that a stranger costs little.
+    Box::pin(serve_known(reader, writer, doors, greeting, input)).await;
+    // Everything it left has been offered.
+    drop(place);
+}
+
+async fn serve_known<S, O>(
+    mut reader: ReadHalf<S>,
+    mut writer: WriteHalf<S>,
+    doors: Arc<Doors<O>>,
+    greeting: Greeting,
+    input: Vec<u8>,
+) where
+    S: AsyncRead + AsyncWrite + Send,
+    O: Offers,
+{
     let now = Instant::now();
     let assigned = greeting.id.is_empty().then(|| doors.fresh_id());
     let id: Arc<str> = Arc::from(assigned.as_deref().unwrap_or(&greeting.id));
@@ -91,7 +118,6 @@ where
     }
     drop((reader, writer));
     client.finish().await;
-    drop(place);
 }
 
 /// Reads the CONNECT; nothing but it may come first (section 3.1), and only a little memory is spent on it.
@@ -102,8 +128,10 @@ where
     let mut input = Vec::new();
     let first = timeout(CONNECT_WAIT, async {
         loop {
-            let mut chunk = [0; 512];
+            let mut chunk = [0; 128];
             let count = reader.read(&mut chunk).await.ok().filter(|count| *count > 0)?;
+            // No more than came: a stranger's memory is counted.
+            input.reserve_exact(count);
             input.extend_from_slice(chunk.get(..count)?);
             if input.first() != Some(&0x10) {
                 return None;
@@ -144,7 +172,7 @@ where
     let talk = async {
         writer.write_all(&words).await?;
         writer.shutdown().await?;
-        let mut rest = [0; 512];
+        let mut rest = [0; 64];
         while reader.read(&mut rest).await? > 0 {}
         std::io::Result::Ok(())
     };
@@ -361,5 +389,34 @@ fn next_frame(left: &[u8]) -> Result<Option<&[u8]>, u8> {
         Ok(length) => Ok(length.and_then(|length| left.get(..length))),
         Err(Malformed::TooLarge) => Err(checks::TOO_LARGE),
         Err(Malformed::Syntax) => Err(checks::MALFORMED),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::strangers::Strangers;
+    use super::*;
+    use crate::corridor::{Draft, Offer};
+
+    #[derive(Clone)]
+    struct Nobody;
+
+    impl Offers for Nobody {
+        async fn offer(&self, _: Draft) -> Offer {
+            std::future::pending().await
+        }
+    }
+
+    fn size<F: Future>(_: fn(tokio::net::TcpStream, Arc<Doors<Nobody>>, Stranger) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_stranger_costs_four_kilobytes_at_most() {
+        let stranger = Arc::<Strangers>::default().knock();
+        // The runtime's own words for a task and the two halves of its stream.
+        const RUNTIME: usize = 256;
+        let cost = size(serve::<tokio::net::TcpStream, Nobody>) + size_of_val(&stranger) + CONNECT_MAX + RUNTIME;
+        assert!(cost <= 4096, "{cost}");
     }
 }
