@@ -976,6 +976,83 @@ fn a_clients_own_limits_are_kept() {
     assert_eq!(text(&small.message()), "3");
 }
 
+// ---- Who may do what
+
+/// Two users, "gw" and "two", with the password "secret", as mosquitto_passwd writes them.
+fn guarded(rules: &str) -> Server {
+    const HASH: &str = "$7$101$I8XSt7+FbZbg+pT8$\
+        O+LBRm2p1esmknQLQaCsgm+LVM6zmMur58pWn3Pjn4g8QqOdyhAfBa5INVP1su1mPWexpmQX6dohDcVFFo/LdA==";
+    let dir = tempfile::tempdir().unwrap();
+    let (users, acl) = (dir.path().join("users"), dir.path().join("acl"));
+    std::fs::write(&users, format!("gw:{HASH}\ntwo:{HASH}\n")).unwrap();
+    std::fs::write(&acl, rules).unwrap();
+    let mut config = client::config(Vec::new(), free_address());
+    (config.local.password_file, config.local.acl_file) = (Some(users), Some(acl));
+    Server::configured(Mode::Accept, config, std::sync::Arc::new(dir))
+}
+
+fn log_in(server: &Server, id: &str, user: &str, password: &str, flags: u8) -> (Client, (bool, u8)) {
+    let mut body = b"\x00\x04MQTT\x04".to_vec();
+    body.extend([0xc0 | flags, 0, 0]);
+    for text in [id, user, password] {
+        body.extend((text.len() as u16).to_be_bytes());
+        body.extend(text.as_bytes());
+    }
+    let mut client = Client::dial(server.address, Version::V311);
+    client.raw(&[0x10, body.len() as u8]);
+    client.raw(&body);
+    let answer = client.connack();
+    (client, answer)
+}
+
+#[test]
+fn only_known_users_come_in_and_only_to_the_topics_their_rules_cover() {
+    let server = guarded("user gw\ntopic read cmd/#\ntopic write up/#\n");
+    assert_eq!(log_in(&server, "a", "gw", "Secret", 2).1, (false, 4));
+    assert_eq!(log_in(&server, "a", "nobody", "secret", 2).1, (false, 4));
+    let mut anonymous = Client::dial(server.address, Version::V5);
+    anonymous.connect(&Connect::default());
+    assert_eq!(anonymous.connack(), (false, 0x86));
+    let (mut known, answer) = log_in(&server, "a", "gw", "secret", 2);
+    assert_eq!(answer, (false, 0));
+    assert_eq!((known.subscribe("cmd/+", 1), known.subscribe("up/#", 1), known.subscribe("#", 1)), (1, 0x80, 0x80));
+    known.publish("up/x", "1", 1, 1);
+    assert_eq!(known.ack(), (Kind::Puback, 1, 0));
+    known.publish("cmd/x", "1", 0, 0);
+    known.silent();
+    // 3.1.1 has no word for it.
+    known.publish("cmd/x", "1", 1, 2);
+    known.closed_within(SOON);
+    assert_eq!(server.desk.count(), 1);
+    assert_eq!((server.counts().strangers_refused, server.counts().denied), (3, 4));
+}
+
+#[test]
+fn a_session_is_for_the_user_who_made_it() {
+    let server = guarded("pattern readwrite #\n");
+    let (mut mine, _) = log_in(&server, "s", "gw", "secret", 0);
+    mine.subscribe("t", 1);
+    assert_eq!(log_in(&server, "s", "two", "secret", 0).1, (false, 5));
+    mine.ping();
+    mine.disconnect();
+    eventually("the end", || server.counts().clients == 0);
+    server.downlink("t", b"for gw", 1).blocking_recv().unwrap();
+    let (mut theirs, answer) = log_in(&server, "s", "two", "secret", 0);
+    assert_eq!(answer, (false, 0));
+    theirs.silent();
+}
+
+#[test]
+fn a_broken_user_file_lets_nobody_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let users = dir.path().join("users");
+    std::fs::write(&users, "gw:secret\n").unwrap();
+    let mut config = client::config(Vec::new(), free_address());
+    config.local.password_file = Some(users);
+    let server = Server::configured(Mode::Accept, config, std::sync::Arc::new(dir));
+    assert_eq!(log_in(&server, "a", "gw", "secret", 2).1, (false, 4));
+}
+
 // ---- The doors
 
 #[test]

@@ -5,9 +5,10 @@
 //! network does, and none is ever waited for: every queue has a limit, and who does not keep up loses its own place
 //! only. Persistent sessions and retained messages survive the daemon.
 //!
-//! `listener` accepts, `connection` runs one client, `conversation` knows what its packets do, `greeting` lets it in,
-//! `upward` carries its messages to the outbox in order, `router` and `session` hold what outlives a connection,
-//! `ledger` notes what of it the disk does not know yet, and `keeping` writes that with `store` and `entry`.
+//! `listener` accepts, `strangers`, `greeting` and `access` let in, `connection` runs one client, `conversation` knows
+//! what its packets do, `upward` carries its messages to the outbox in order, `router` and `session` hold what outlives
+//! a connection, `ledger` notes what of it the disk does not know yet, and `keeping` writes that with `store` and
+//! `entry`.
 
 use std::fmt;
 use std::future::Future;
@@ -20,6 +21,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use self::access::Access;
 use self::entry::Moment;
 use self::message::{Message, Way, way_up};
 use self::router::Shared;
@@ -33,6 +35,7 @@ use crate::io::packet::{PACKET_MAX, Publish, properties_from_bytes};
 use crate::outbox::Local;
 use crate::topics;
 
+mod access;
 mod checks;
 mod connection;
 mod conversation;
@@ -103,7 +106,7 @@ pub const TAKEN_WAIT: Duration = Duration::from_secs(30);
 
 /// How long a client may take to say who it is, and how large its greeting may be: until then it is a stranger.
 pub const CONNECT_WAIT: Duration = Duration::from_secs(10);
-pub const CONNECT_MAX: usize = 3072;
+pub const CONNECT_MAX: usize = 2560;
 
 /// Largest packet that carries no message.
 pub const CONTROL_MAX: usize = 64 * 1024;
@@ -156,6 +159,10 @@ pub struct Counts {
     pub slow_dropped: u64,
     /// Clients turned away because all places were taken.
     pub clients_refused: u64,
+    /// Clients that were not let in: no such user, or another password.
+    pub strangers_refused: u64,
+    /// Messages and subscriptions that no rule allows.
+    pub denied: u64,
     /// Retained messages that were delivered but not kept.
     pub retained_refused: u64,
 }
@@ -186,6 +193,7 @@ pub(crate) struct Doors<O> {
     /// Bytes of all clients on their way to the outbox.
     upward_bytes: Arc<AtomicUsize>,
     strangers: Arc<Strangers>,
+    access: Arc<Access>,
     places: Arc<Semaphore>,
 }
 
@@ -211,6 +219,7 @@ impl Applications {
         let keeper = tokio::spawn(keeping::keep(Arc::clone(&shared), store, finished));
         let started = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_micros() as u64);
         let address = config.local.mqtt;
+        let access = Arc::new(Access::load(&config.local));
         let doors = Arc::new(Doors {
             config,
             offers,
@@ -219,6 +228,7 @@ impl Applications {
             started,
             upward_bytes: Arc::default(),
             strangers: Arc::default(),
+            access,
             places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
         });
         let socket = runtime_dir.join("mqtt.sock");

@@ -224,7 +224,11 @@ pub fn free_address() -> SocketAddr {
 }
 
 pub fn config(publish: Vec<PublishRule>, address: SocketAddr) -> Config {
-    Config { publish, local: LocalConfig { mqtt: Some(address) }, ..Config::defaults() }
+    Config {
+        publish,
+        local: LocalConfig { mqtt: Some(address), password_file: None, acl_file: None },
+        ..Config::defaults()
+    }
 }
 
 pub struct Connect<'a> {

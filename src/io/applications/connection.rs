@@ -15,9 +15,10 @@ use flowsdk::mqtt_serde::control_packet::MqttPacket;
 use flowsdk::mqtt_serde::mqttv5::disconnectv5;
 use switchback_control::Version;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::task::yield_now;
+use tokio::task::{spawn_blocking, yield_now};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::access::Deed;
 use super::conversation::{PUBREC, acknowledge};
 use super::greeting::{self, Greeting};
 use super::router::{Attached, Departure};
@@ -49,7 +50,12 @@ where
 {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let let_in = async {
-        let (greeting, input) = greet(&mut reader, &mut writer).await?;
+        let (mut greeting, input) = greet(&mut reader, &mut writer).await?;
+        if let Err(reason) = admit(&doors, &mut greeting).await {
+            let refusal = greeting::refusal_packet(greeting.version, reason);
+            say_goodbye(&mut reader, &mut writer, refusal).await;
+            return None;
+        }
         // The last messages of those that have left are still on their way. Never closed, so this never fails.
         let place = timeout(CONNECT_WAIT, Arc::clone(&doors.places).acquire_owned()).await.ok()?.ok()?;
         Some((greeting, input, place))
@@ -80,17 +86,22 @@ async fn serve_known<S, O>(
     let assigned = greeting.id.is_empty().then(|| doors.fresh_id());
     let id: Arc<str> = Arc::from(assigned.as_deref().unwrap_or(&greeting.id));
     let (version, keep_alive) = (greeting.version, greeting.keep_alive);
+    let user = greeting.credentials.user.clone();
     let attached = doors.shared.with(|state| state.attach(&id, greeting, now));
-    let Ok(Attached { link, present, due }) = attached else {
-        log::warn!("no place for local MQTT client {id:?}: there are {} already", super::CLIENTS_MAX);
-        say_goodbye(&mut reader, &mut writer, greeting::refusal_packet(version, checks::QUOTA)).await;
-        return;
+    let Attached { link, present, due } = match attached {
+        Ok(attached) => attached,
+        Err(refusal) => {
+            log::warn!("local MQTT client {id:?} is turned away: {refusal}");
+            say_goodbye(&mut reader, &mut writer, greeting::refusal_packet(version, refusal.reason())).await;
+            return;
+        }
     };
     let mut client = Client {
         upward: Upward::new(doors.offers.clone(), Arc::clone(&doors.upward_bytes)),
         output: greeting::welcome(version, present, assigned.as_deref()),
         doors,
         id,
+        user,
         version,
         link,
         input,
@@ -105,6 +116,7 @@ async fn serve_known<S, O>(
     for will in due {
         client.offer_will(&will);
     }
+    client.drop_what_rules_forbid();
     log::debug!("local MQTT client {:?} is here ({version}, session {present})", client.id);
     let end = client.run(&mut reader, &mut writer).await;
     log::debug!("local MQTT client {:?} is gone: {end:?}", client.id);
@@ -118,6 +130,31 @@ async fn serve_known<S, O>(
     }
     drop((reader, writer));
     client.finish().await;
+}
+
+/// Whether the client may come in; the reason code if not. Afterwards the greeting names a user only if that is proven,
+/// and no password.
+async fn admit<O: Offers>(doors: &Doors<O>, greeting: &mut Greeting) -> Result<(), u8> {
+    let credentials = std::mem::take(&mut greeting.credentials);
+    if !doors.access.asks_nobody() {
+        greeting.credentials.user = credentials.user.clone();
+        let access = Arc::clone(&doors.access);
+        let known = spawn_blocking(move || access.knows(&credentials)).await;
+        if !known.unwrap_or(false) {
+            doors.shared.with(|state| state.counts.strangers_refused += 1);
+            log::warn!("local MQTT client {:?} is not let in: user or password is wrong", greeting.id);
+            return Err(checks::BAD_PASSWORD);
+        }
+    }
+    let user = greeting.credentials.user.as_deref();
+    match &greeting.will {
+        Some((will, _)) if !doors.access.allows(user, &greeting.id, Deed::Publish, &will.topic) => {
+            doors.shared.with(|state| state.counts.denied += 1);
+            log::warn!("local MQTT client {:?} may not publish its will to {:?}", greeting.id, will.topic);
+            Err(checks::NOT_AUTHORIZED)
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Reads the CONNECT; nothing but it may come first (section 3.1), and only a little memory is spent on it.
@@ -147,6 +184,7 @@ where
         Ok(length) => match greeting::read(input.get(..length)?) {
             Ok(greeting) => {
                 input.drain(..length);
+                input.shrink_to_fit();
                 return Some((greeting, input));
             }
             Err(rejected) => rejected.reply,
@@ -184,6 +222,8 @@ where
 pub struct Client<O> {
     pub(super) doors: Arc<Doors<O>>,
     pub(super) id: Arc<str>,
+    /// Who it is, where there is a password file.
+    pub(super) user: Option<String>,
     pub(super) version: Version,
     pub(super) link: Arc<Link>,
     pub(super) upward: Upward<O>,

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use switchback_control::Version;
 use tokio::time::Instant;
 
+use super::access::Deed;
 use super::connection::{Client, End};
 use super::message::{Message, Way, way_up};
 use super::router::Departure;
@@ -103,6 +104,10 @@ impl<O: Offers> Client<O> {
         let now = Instant::now();
         let message = Arc::new(Message::new(publish, Some(Arc::clone(&self.id)), now));
         let task = match way_up(&self.doors.config.publish, &message) {
+            _ if !self.may(Deed::Publish, &message.topic) => {
+                for_locals = false;
+                Task::Answer(Verdict::Invalid(checks::NOT_AUTHORIZED))
+            }
             Way::Up(draft) => Task::Offer(draft),
             Way::Local => Task::Answer(Verdict::Accepted),
             Way::Impossible => {
@@ -116,6 +121,31 @@ impl<O: Offers> Client<O> {
         }
         self.upward.push_kept(ack, task, kept);
         self.within_quota()
+    }
+
+    /// The rules may have changed since its session subscribed.
+    pub(super) fn drop_what_rules_forbid(&self) {
+        let filters = self.with_session(|session| session.subscriptions.keys().cloned().collect::<Vec<_>>());
+        for filter in filters.unwrap_or_default() {
+            if !self.may(Deed::Subscribe, &filter) {
+                self.doors.shared.with(|state| state.unsubscribe(&self.id, &filter, Instant::now()));
+            }
+        }
+    }
+
+    /// Whether a rule allows it; counted and said if not.
+    fn may(&self, deed: Deed, topic: &str) -> bool {
+        let allowed = self.doors.access.allows(self.user.as_deref(), &self.id, deed, topic);
+        if !allowed {
+            let denied = self.doors.shared.with(|state| {
+                state.counts.denied += 1;
+                state.counts.denied
+            });
+            if denied == 1 {
+                log::warn!("local MQTT client {:?} may not use {topic:?} (said once; others are counted)", self.id);
+            }
+        }
+        allowed
     }
 
     /// With MQTT 5 the client knows our Receive Maximum (section 3.3.4).
@@ -221,8 +251,12 @@ impl<O: Offers> Client<O> {
         }
         self.with_session(|_| ())?;
         let now = Instant::now();
+        let allowed: Vec<bool> = wanted.iter().map(|(filter, ..)| self.may(Deed::Subscribe, filter)).collect();
         let reason_codes: Vec<u8> = self.doors.shared.with(|state| {
-            let codes = wanted.iter().map(|(filter, subscription, retain_handling)| {
+            let codes = wanted.iter().zip(&allowed).map(|((filter, subscription, retain_handling), allowed)| {
+                if !allowed {
+                    return checks::NOT_AUTHORIZED;
+                }
                 state.subscribe(&self.id, filter, *subscription, *retain_handling, now)
             });
             codes.collect()

@@ -24,6 +24,7 @@ use crate::io::packet::{properties_from_bytes, properties_to_bytes};
 pub enum Entry {
     Session {
         id: Arc<str>,
+        user: Option<String>,
         /// `None` for never.
         expiry: Option<Duration>,
         /// Wall clock; `None` while its client is here.
@@ -89,9 +90,11 @@ pub fn encode(out: &mut Vec<u8>, entry: &Entry, moment: Moment) {
     let start = out.len();
     out.extend([0; 4]);
     match entry {
-        Entry::Session { id, expiry, away_since, last_id, received } => {
+        Entry::Session { id, user, expiry, away_since, last_id, received } => {
             out.push(1);
             put(out, id.as_bytes());
+            out.push(u8::from(user.is_some()));
+            put(out, user.as_deref().unwrap_or_default().as_bytes());
             out.extend(seconds(*expiry).to_le_bytes());
             out.extend(away_since.unwrap_or(u64::MAX).to_le_bytes());
             out.extend(last_id.to_le_bytes());
@@ -156,6 +159,10 @@ pub fn decode(bytes: &mut &[u8], moment: Moment) -> Option<Entry> {
     let entry = match kind {
         1 => Entry::Session {
             id: Arc::from(left.text()?),
+            user: {
+                let some = left.byte()? != 0;
+                Some(left.text()?.to_owned()).filter(|_| some)
+            },
             expiry: super::greeting::expiry(left.u32()?),
             away_since: Some(left.u64()?).filter(|since| *since != u64::MAX),
             last_id: left.u16()?,
@@ -289,12 +296,13 @@ mod tests {
         let all = [
             Entry::Session {
                 id: id.clone(),
+                user: Some("u".into()),
                 expiry: Some(Duration::from_secs(9)),
                 away_since: Some(5),
                 last_id: 3,
                 received: vec![4, 5],
             },
-            Entry::Session { id: id.clone(), expiry: None, away_since: None, last_id: 0, received: vec![] },
+            Entry::Session { id: id.clone(), user: None, expiry: None, away_since: None, last_id: 0, received: vec![] },
             Entry::Ended { id: id.clone() },
             Entry::Subscribed { id: id.clone(), filter: "a/#".into(), subscription },
             Entry::Unsubscribed { id: id.clone(), filter: "a/#".into() },

@@ -158,12 +158,13 @@ impl State {
     /// Takes what was read. The limits hold for it as for everybody.
     fn restore(&mut self, entry: Entry, moment: Moment) {
         match entry {
-            Entry::Session { id, expiry, away_since, last_id, received } => {
+            Entry::Session { id, user, expiry, away_since, last_id, received } => {
                 if self.sessions.len() >= SESSIONS_MAX && !self.sessions.contains_key(&id) {
                     return;
                 }
                 let session = self.sessions.entry(id).or_insert_with(|| Session::away(moment.now));
                 let ago = Duration::from_millis(away_since.map_or(0, |since| moment.wall.saturating_sub(since)));
+                session.user = user;
                 session.expiry = expiry;
                 session.last_id = last_id;
                 session.received = received.into_iter().map(|packet| (packet, Reception::Accepted)).collect();
@@ -223,6 +224,7 @@ fn session_entry(id: &Arc<str>, session: &Session, moment: Moment) -> Entry {
     let received = session.received.iter().filter(|(_, reception)| **reception == Reception::Accepted);
     Entry::Session {
         id: Arc::clone(id),
+        user: session.user.clone(),
         expiry: session.expiry,
         away_since,
         last_id: session.last_id,

@@ -5,6 +5,7 @@
 //! connection that lost its session can change nothing. Knows nothing of sockets or of the cloud.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -65,9 +66,33 @@ pub struct Attached {
     pub due: Vec<Arc<Message>>,
 }
 
-/// All places are taken.
-#[derive(Debug, PartialEq, Eq)]
-pub struct NoPlace;
+/// Why a client that said who it is gets no session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TurnedAway {
+    /// All places are taken.
+    NoPlace,
+    /// Another user is here with the same client identifier.
+    NotYours,
+}
+
+impl TurnedAway {
+    /// MQTT 5's reason code.
+    pub fn reason(self) -> u8 {
+        match self {
+            TurnedAway::NoPlace => checks::QUOTA,
+            TurnedAway::NotYours => checks::NOT_AUTHORIZED,
+        }
+    }
+}
+
+impl fmt::Display for TurnedAway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TurnedAway::NoPlace => write!(f, "there are {CLIENTS_MAX} clients already"),
+            TurnedAway::NotYours => f.write_str("another user is here with this client identifier"),
+        }
+    }
+}
 
 /// How a connection ended, as far as its session is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,15 +104,21 @@ pub struct Departure {
 
 impl State {
     /// Gives `id` to a new connection, taking it from an older one.
-    pub fn attach(&mut self, id: &Arc<str>, greeting: Greeting, now: Instant) -> Result<Attached, NoPlace> {
+    pub fn attach(&mut self, id: &Arc<str>, greeting: Greeting, now: Instant) -> Result<Attached, TurnedAway> {
         let mut due = self.sweep(now);
         let here = self.sessions.values().filter(|session| session.link().is_some()).count();
         let replaces = self.sessions.get(id).is_some_and(|session| session.link().is_some());
         if here >= CLIENTS_MAX && !replaces {
             self.counts.clients_refused += 1;
-            return Err(NoPlace);
+            return Err(TurnedAway::NoPlace);
         }
-        due.extend(self.make_way(id, greeting.clean, now));
+        // What waits in a session is for the user who made it.
+        let user = greeting.credentials.user.clone();
+        let foreign = self.sessions.get(id).is_some_and(|session| session.user != user);
+        if foreign && replaces {
+            return Err(TurnedAway::NotYours);
+        }
+        due.extend(self.make_way(id, greeting.clean || foreign, now));
         let link = Arc::<Link>::default();
         let Greeting { version, receive_max, packet_max, expiry, will, .. } = greeting;
         let peer = Peer { version, receive_max, packet_max };
@@ -100,6 +131,7 @@ impl State {
         let was_kept = present && session.persistent();
         session.expiry = expiry;
         session.will = will;
+        session.user = user;
         if session.persistent() {
             self.ledger.mark(Key::Session(Arc::clone(id)), Soon::Done, now);
         } else if was_kept {
@@ -522,6 +554,7 @@ mod tests {
             receive_max: 10,
             packet_max: 10_000,
             will: None,
+            credentials: Default::default(),
         }
     }
 
@@ -594,7 +627,7 @@ mod tests {
         for number in 0..CLIENTS_MAX {
             state.attach(&id(&number.to_string()), greeting(true, None), now).unwrap();
         }
-        assert_eq!(state.attach(&id("more"), greeting(true, None), now).unwrap_err(), NoPlace);
+        assert_eq!(state.attach(&id("more"), greeting(true, None), now).unwrap_err(), TurnedAway::NoPlace);
         assert!(state.attach(&id("0"), greeting(true, None), now).is_ok());
         for number in 0..SUBSCRIPTIONS_MAX {
             assert_eq!(state.subscribe(&id("0"), &number.to_string(), Subscription::default(), 0, now), 0);

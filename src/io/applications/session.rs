@@ -190,6 +190,8 @@ pub struct Session {
     pub expiry: Option<Duration>,
     /// The will and its delay. A message only once it is published: its expiry counts from then.
     pub will: Option<(Publish, Duration)>,
+    /// Whose it is.
+    pub user: Option<String>,
     pub subscriptions: BTreeMap<String, Subscription>,
     pub received: BTreeMap<u16, Reception>,
     /// Receptions that an earlier connection's offer settled: PUBREC is due on this one.
@@ -216,6 +218,7 @@ impl Session {
             presence: Presence::Here(link),
             expiry: Some(Duration::ZERO),
             will: None,
+            user: None,
             subscriptions: BTreeMap::new(),
             received: BTreeMap::new(),
             settled: Vec::new(),
