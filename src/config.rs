@@ -162,6 +162,10 @@ pub struct SubscribeRule {
 pub struct LocalConfig {
     /// `None` turns the TCP listener off.
     pub mqtt: Option<SocketAddr>,
+    /// Users and hashes, as mosquitto_passwd writes them; `None` lets everybody in.
+    pub password_file: Option<PathBuf>,
+    /// Rules for topics, as in mosquitto; `None` allows all.
+    pub acl_file: Option<PathBuf>,
 }
 
 /// Why a configuration is refused.
@@ -260,7 +264,11 @@ impl Config {
             outbox: OutboxConfig { max_size: 256 << 20, commit_interval: None },
             publish: Vec::new(),
             subscribe: Vec::new(),
-            local: LocalConfig { mqtt: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 1883))) },
+            local: LocalConfig {
+                mqtt: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 1883))),
+                password_file: None,
+                acl_file: None,
+            },
             status_listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8730))),
             hash: String::new(),
         }

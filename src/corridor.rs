@@ -53,7 +53,8 @@ pub struct Downlink {
     pub qos: u8,
     pub retain: bool,
     pub properties: Vec<u8>,
-    /// Told once every local subscriber with a session has it in its queue; then the cloud is acknowledged.
+    /// Told once every local subscriber has acknowledged it or has it on disk for its persistent session, or nobody
+    /// wants it; then the cloud is acknowledged. Dropped where that never happens: the cloud sends it again.
     pub taken: oneshot::Sender<()>,
 }
 

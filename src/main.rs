@@ -115,7 +115,8 @@ async fn serve(config: Config, places: &Places) -> io::Result<()> {
     let store = store.start(corridor.clone(), events.clone())?;
 
     let uplinks = Uplinks::new();
-    let applications = Applications::start(config.clone(), &places.runtime, corridor.clone(), downlinks_inbox);
+    let applications =
+        Applications::start(config.clone(), &places.runtime, &places.state, corridor.clone(), downlinks_inbox);
     let desk = Desk::new(config.clone(), corridor.clone());
     let picture = Picture::new(config.clone(), uplinks.clone(), figures);
     let greet = {

@@ -521,7 +521,221 @@ fn silence_for_one_and_a_half_keep_alives_ends_the_connection() {
     }
 }
 
+// ---- Over a restart
+
+/// A client whose session stays.
+fn staying(server: &Server, version: Version, id: &str) -> (Client, bool) {
+    let mut client = Client::dial(server.address, version);
+    client.connect(&Connect { id, clean: false, expiry: 1000, ..Connect::default() });
+    let (present, code) = client.connack();
+    assert_eq!(code, 0);
+    (client, present)
+}
+
+#[test]
+fn what_was_acknowledged_for_a_client_that_is_away_survives_a_kill() {
+    for version in BOTH {
+        let server = Server::start(Mode::Accept);
+        let (mut app, _) = staying(&server, version, "app");
+        app.subscribe("cmd/#", 2);
+        app.subscribe("gone", 2);
+        app.send(&match version {
+            Version::V5 => MqttPacket::Unsubscribe5(MqttUnsubscribe::new(3, vec!["gone".into()], vec![])),
+            Version::V311 => MqttPacket::Unsubscribe3(
+                flowsdk::mqtt_serde::mqttv3::unsubscribev3::MqttUnsubscribe::new(3, vec!["gone".into()]),
+            ),
+        });
+        app.receive();
+        app.disconnect();
+        eventually("the end", || server.counts().clients == 0);
+        server.downlink("cmd/1", b"one", 1).blocking_recv().unwrap();
+        server.downlink("cmd/2", b"two", 2).blocking_recv().unwrap();
+        let mut from = server.client(Version::V5, "from");
+        from.publish("cmd/3", "three", 1, 1);
+        assert_eq!(from.ack(), (Kind::Puback, 1, 0));
+        let next = server.after_a_kill();
+        let (mut app, present) = staying(&next, version, "app");
+        assert!(present);
+        let mut ids = Vec::new();
+        for (expected, qos) in [("one", 1), ("two", 2), ("three", 1)] {
+            let message = app.message();
+            assert_eq!((text(&message), message.qos), (expected, qos));
+            ids.push(message.id.unwrap());
+        }
+        app.send_ack(0x40, ids[0]);
+        app.send_ack(0x50, ids[1]);
+        assert_eq!(app.ack(), (Kind::Pubrel, ids[1], 0));
+        // PUBREL is sent only when the disk knows of it: the identifier never stands for a second message.
+        let third = next.after_a_kill();
+        let (mut app, _) = staying(&third, version, "app");
+        let mut rest = vec![app.receive(), app.receive()];
+        rest.retain(|packet| matches!(packet, MqttPacket::PubRel5(_) | MqttPacket::PubRel3(_)));
+        assert_eq!(rest.len(), 1);
+        let mut from = third.client(Version::V5, "from");
+        from.publish("gone", "x", 0, 0);
+        from.ping();
+    }
+}
+
+#[test]
+fn a_stop_keeps_what_a_kill_would_repeat_and_a_clean_start_forgets_it_for_good() {
+    let server = Server::start(Mode::Accept);
+    let (mut app, _) = staying(&server, Version::V5, "app");
+    app.subscribe("t", 1);
+    let mut from = server.client(Version::V5, "from");
+    from.publish_retained("kept", "r");
+    for (id, payload) in [(1, "one"), (2, "two")] {
+        from.publish("t", payload, 1, id);
+        from.ack();
+    }
+    let (one, two) = (app.message(), app.message());
+    app.send_ack(0x40, one.id.unwrap());
+    app.ping();
+    let server = server.again();
+    let (mut app, present) = staying(&server, Version::V5, "app");
+    assert!(present);
+    let again = app.message();
+    assert_eq!((text(&again), again.id, again.dup), ("two", two.id, true));
+    app.send_ack(0x40, again.id.unwrap());
+    app.silent();
+    app.subscribe("kept", 0);
+    assert_eq!(text(&app.message()), "r");
+    app.disconnect();
+    drop(server.client(Version::V5, "app"));
+    let server = server.again();
+    assert!(!staying(&server, Version::V5, "app").1);
+}
+
+#[test]
+fn qos_2_from_a_client_is_taken_once_over_a_restart() {
+    let server = Server::start(Mode::Accept);
+    let (mut app, _) = staying(&server, Version::V311, "app");
+    app.publish("t", "x", 2, 5);
+    assert_eq!(app.ack(), (Kind::Pubrec, 5, 0));
+    let server = server.again();
+    let (mut app, _) = staying(&server, Version::V311, "app");
+    app.publish_with("t", "x", 2, 5, false, true, Vec::new());
+    assert_eq!(app.ack(), (Kind::Pubrec, 5, 0));
+    assert_eq!(server.desk.count(), 0);
+}
+
+#[test]
+fn an_expired_session_does_not_come_back_and_an_unexpired_one_has_what_is_left() {
+    let server = Server::start(Mode::Accept);
+    for (id, expiry) in [("brief", 1), ("long", 1000)] {
+        let mut client = Client::dial(server.address, Version::V5);
+        client.connect(&Connect { id, clean: false, expiry, ..Connect::default() });
+        client.connack();
+        client.subscribe("t", 1);
+        client.disconnect();
+    }
+    eventually("the end", || server.counts().clients == 0);
+    let (address, dir) = (server.address, std::sync::Arc::clone(&server.dir));
+    server.stop();
+    std::thread::sleep(Duration::from_millis(1100));
+    let server = Server::configured(Mode::Accept, client::config(Vec::new(), address), dir);
+    eventually("the end of the brief one", || server.counts().sessions == 1);
+    assert!(staying(&server, Version::V5, "long").1);
+}
+
+#[test]
+fn nothing_is_written_while_nothing_that_is_kept_changes() {
+    let server = Server::start(Mode::Accept);
+    let mut to = server.client(Version::V5, "to");
+    to.subscribe("#", 2);
+    let mut from = server.client(Version::V311, "from");
+    for id in 1..=10 {
+        from.publish("t", "x", 1, id);
+        from.ack();
+        server.downlink("t", b"y", 0);
+        to.message();
+        to.message();
+    }
+    server.client(Version::V5, "brief").disconnect();
+    let dir = std::sync::Arc::clone(&server.dir);
+    server.stop();
+    assert!(!dir.path().join("sessions").exists());
+}
+
+#[test]
+fn what_a_client_takes_at_once_is_never_written() {
+    let server = Server::start(Mode::Accept);
+    let (mut app, _) = staying(&server, Version::V5, "app");
+    app.subscribe("t", 1);
+    let file = server.dir.path().join("sessions");
+    std::thread::sleep(Duration::from_millis(1200));
+    let before = std::fs::metadata(&file).unwrap().len();
+    for number in 0..20 {
+        let taken = server.downlink("t", format!("{number}").as_bytes(), 1);
+        let id = app.message().id.unwrap();
+        app.send_ack(0x40, id);
+        taken.blocking_recv().unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(1200));
+    let grown = std::fs::metadata(&file).unwrap().len() - before;
+    // A machine that stalls may write one after all.
+    assert!(grown < 1000, "{grown} bytes");
+}
+
+#[test]
+fn a_damaged_file_is_set_aside_and_the_server_starts() {
+    let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
+    std::fs::write(dir.path().join("sessions"), [7; 5000]).unwrap();
+    let server = Server::configured(Mode::Accept, client::config(Vec::new(), free_address()), dir);
+    let (mut app, present) = staying(&server, Version::V5, "app");
+    assert!(!present && server.dir.path().join("sessions.damaged").exists());
+    app.subscribe("t", 1);
+    assert!(staying(&server.after_a_kill(), Version::V5, "app").1);
+}
+
+#[test]
+fn a_disk_that_fails_holds_up_local_clients_never_and_the_cloud_only_for_those_away() {
+    let server = Server::start(Mode::Accept);
+    // In the way of the new file.
+    std::fs::create_dir(server.dir.path().join("sessions.new")).unwrap();
+    let (mut app, _) = staying(&server, Version::V5, "app");
+    app.subscribe("t", 2);
+    app.disconnect();
+    eventually("the end", || server.counts().clients == 0);
+    let mut from = server.client(Version::V5, "from");
+    from.publish("t", "one", 1, 1);
+    assert_eq!(from.ack(), (Kind::Puback, 1, 0));
+    let mut taken = server.downlink("t", b"two", 1);
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(taken.try_recv().is_err());
+    std::fs::remove_dir(server.dir.path().join("sessions.new")).unwrap();
+    eventually("the disk again", || server.dir.path().join("sessions").exists());
+    taken.blocking_recv().unwrap();
+    let (mut app, _) = staying(&server.after_a_kill(), Version::V5, "app");
+    assert_eq!((text(&app.message()), text(&app.message())), ("one", "two"));
+}
+
 // ---- From the cloud
+
+#[test]
+fn the_cloud_is_told_when_every_client_that_is_here_has_acknowledged() {
+    for version in BOTH {
+        let server = Server::start(Mode::Accept);
+        let (mut a, mut b) = (server.client(version, "a"), server.client(version, "b"));
+        a.subscribe("cmd/#", 1);
+        b.subscribe("cmd/#", 2);
+        let mut taken = server.downlink("cmd/x", b"do", 2);
+        let (to_a, to_b) = (a.message().id.unwrap(), b.message().id.unwrap());
+        a.send_ack(0x40, to_a);
+        a.ping();
+        assert!(taken.try_recv().is_err());
+        b.send_ack(0x50, to_b);
+        taken.blocking_recv().unwrap();
+        // Who goes, and leaves no session, is waited for no longer.
+        let mut taken = server.downlink("cmd/y", b"do", 1);
+        let to_a = a.message().id.unwrap();
+        a.send_ack(0x40, to_a);
+        a.ping();
+        assert!(taken.try_recv().is_err());
+        drop(b);
+        taken.blocking_recv().unwrap();
+    }
+}
 
 #[test]
 fn what_the_cloud_sent_reaches_subscribers_and_never_goes_up() {
@@ -531,11 +745,12 @@ fn what_the_cloud_sent_reaches_subscribers_and_never_goes_up() {
     let taken = server.downlink("cmd/x", b"do", 2);
     let message = client.message();
     assert_eq!((text(&message), message.qos), ("do", 1));
+    client.send_ack(0x40, message.id.unwrap());
     taken.blocking_recv().unwrap();
     // Nobody wants this one.
     server.downlink("other", b"x", 1).blocking_recv().unwrap();
     assert_eq!(server.desk.count(), 0);
-    assert_eq!(server.counts().retained, 0);
+    assert_eq!((server.counts().retained, server.counts().unwanted), (0, 1));
 }
 
 #[test]
@@ -612,6 +827,22 @@ fn who_says_nothing_or_half_a_thing_is_dropped() {
     assert!((9_000..12_000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
     later.closed_within(Duration::from_secs(40));
     assert!((29_000..33_000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+}
+
+#[test]
+fn connections_that_say_nothing_keep_nobody_out() {
+    let server = Server::start(Mode::Accept);
+    let start = Instant::now();
+    let mut silent: Vec<Client> = (0..90).map(|_| Client::dial(server.address, Version::V311)).collect();
+    for number in 0..20 {
+        server.client(BOTH[number % 2], &format!("c{number}")).ping();
+    }
+    // The oldest gave way, the youngest may still speak.
+    assert_eq!(silent[0].closed_within(SOON), None);
+    let mut last = silent.pop().unwrap();
+    last.connect(&Connect { id: "last", ..Connect::default() });
+    assert_eq!(last.connack(), (false, 0));
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
 }
 
 #[test]
@@ -743,6 +974,83 @@ fn a_clients_own_limits_are_kept() {
     small.silent();
     small.send_ack(0x40, two.id.unwrap());
     assert_eq!(text(&small.message()), "3");
+}
+
+// ---- Who may do what
+
+/// Two users, "gw" and "two", with the password "secret", as mosquitto_passwd writes them.
+fn guarded(rules: &str) -> Server {
+    const HASH: &str = "$7$101$I8XSt7+FbZbg+pT8$\
+        O+LBRm2p1esmknQLQaCsgm+LVM6zmMur58pWn3Pjn4g8QqOdyhAfBa5INVP1su1mPWexpmQX6dohDcVFFo/LdA==";
+    let dir = tempfile::tempdir().unwrap();
+    let (users, acl) = (dir.path().join("users"), dir.path().join("acl"));
+    std::fs::write(&users, format!("gw:{HASH}\ntwo:{HASH}\n")).unwrap();
+    std::fs::write(&acl, rules).unwrap();
+    let mut config = client::config(Vec::new(), free_address());
+    (config.local.password_file, config.local.acl_file) = (Some(users), Some(acl));
+    Server::configured(Mode::Accept, config, std::sync::Arc::new(dir))
+}
+
+fn log_in(server: &Server, id: &str, user: &str, password: &str, flags: u8) -> (Client, (bool, u8)) {
+    let mut body = b"\x00\x04MQTT\x04".to_vec();
+    body.extend([0xc0 | flags, 0, 0]);
+    for text in [id, user, password] {
+        body.extend((text.len() as u16).to_be_bytes());
+        body.extend(text.as_bytes());
+    }
+    let mut client = Client::dial(server.address, Version::V311);
+    client.raw(&[0x10, body.len() as u8]);
+    client.raw(&body);
+    let answer = client.connack();
+    (client, answer)
+}
+
+#[test]
+fn only_known_users_come_in_and_only_to_the_topics_their_rules_cover() {
+    let server = guarded("user gw\ntopic read cmd/#\ntopic write up/#\n");
+    assert_eq!(log_in(&server, "a", "gw", "Secret", 2).1, (false, 4));
+    assert_eq!(log_in(&server, "a", "nobody", "secret", 2).1, (false, 4));
+    let mut anonymous = Client::dial(server.address, Version::V5);
+    anonymous.connect(&Connect::default());
+    assert_eq!(anonymous.connack(), (false, 0x86));
+    let (mut known, answer) = log_in(&server, "a", "gw", "secret", 2);
+    assert_eq!(answer, (false, 0));
+    assert_eq!((known.subscribe("cmd/+", 1), known.subscribe("up/#", 1), known.subscribe("#", 1)), (1, 0x80, 0x80));
+    known.publish("up/x", "1", 1, 1);
+    assert_eq!(known.ack(), (Kind::Puback, 1, 0));
+    known.publish("cmd/x", "1", 0, 0);
+    known.silent();
+    // 3.1.1 has no word for it.
+    known.publish("cmd/x", "1", 1, 2);
+    known.closed_within(SOON);
+    assert_eq!(server.desk.count(), 1);
+    assert_eq!((server.counts().strangers_refused, server.counts().denied), (3, 4));
+}
+
+#[test]
+fn a_session_is_for_the_user_who_made_it() {
+    let server = guarded("pattern readwrite #\n");
+    let (mut mine, _) = log_in(&server, "s", "gw", "secret", 0);
+    mine.subscribe("t", 1);
+    assert_eq!(log_in(&server, "s", "two", "secret", 0).1, (false, 5));
+    mine.ping();
+    mine.disconnect();
+    eventually("the end", || server.counts().clients == 0);
+    server.downlink("t", b"for gw", 1).blocking_recv().unwrap();
+    let (mut theirs, answer) = log_in(&server, "s", "two", "secret", 0);
+    assert_eq!(answer, (false, 0));
+    theirs.silent();
+}
+
+#[test]
+fn a_broken_user_file_lets_nobody_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let users = dir.path().join("users");
+    std::fs::write(&users, "gw:secret\n").unwrap();
+    let mut config = client::config(Vec::new(), free_address());
+    config.local.password_file = Some(users);
+    let server = Server::configured(Mode::Accept, config, std::sync::Arc::new(dir));
+    assert_eq!(log_in(&server, "a", "gw", "secret", 2).1, (false, 4));
 }
 
 // ---- The doors

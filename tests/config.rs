@@ -289,6 +289,7 @@ fn dangerous_values_are_warned_about() {
         ("[uplink.ethernt]\nmetered = true", "did you mean \"ethernet\"?"),
         ("[outbox]\ncommit_interval = \"5s\"", "no effect without outbox.durability"),
         ("[local]\nmqtt = \"0.0.0.0:1883\"", "everybody who reaches this address may publish"),
+        ("[local]\nacl_file = \"/etc/passwd\"", "every client is anonymous"),
         ("[status]\nlisten = \"0.0.0.0:8730\"", "may read the status page"),
     ];
     for (text, hint) in cases {
@@ -379,14 +380,14 @@ fn what_is_shown_reads_back_as_the_same_configuration() {
          [uplink.cell.socket]\nuser_timeout = \"100s\"\nsend_buffer = \"64KiB\"\n[uplink.\"usb0.5\"]\nmetered = false\n\
          [outbox]\nmax_size = \"100MB\"\ndurability = \"batch\"\ncommit_interval = \"10s\"\nlate = \"50ms\"\nwindow = 20\n\
          [[publish]]\ntopic = \"t/#\"\nqos = 0\nto = \"gw/{{topic}}\"\n[[subscribe]]\ntopic = \"c/#\"\nto = \"d/{{rest}}\"\n\
-         [local]\nmqtt = \"\"\n[status]\nlisten = \"[::1]:80\"\n"
+         [local]\nmqtt = \"\"\npassword_file = \"{key}\"\nacl_file = \"{key}\"\n[status]\nlisten = \"[::1]:80\"\n"
     );
     place.write("switchback.toml", &text);
     let (first, _) = place.load().unwrap();
     assert_eq!(first.settings.mode, Mode::OnDemand { linger: Duration::from_secs(90) });
     assert_eq!((first.settings.start, first.settings.failback), (Start::Idle, Failback::Manual));
     assert!(first.settings.manage_routes);
-    assert_eq!(first.local.mqtt, None);
+    assert_eq!((first.local.mqtt, first.local.password_file.is_some()), (None, true));
     place.write("switchback.toml", &show(&first));
     let (second, _) = place.load().unwrap();
     assert_eq!(first, second);

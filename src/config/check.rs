@@ -12,7 +12,7 @@ use super::reader::{Reader, Section, Seen};
 use super::text;
 use super::tree::{At, Table};
 use super::uplinks::{class_in_disguise, uplinks};
-use super::{Cloud, Config, Host, LocalConfig, PublishRule, Server, SubscribeRule};
+use super::{Cloud, Config, Host, PublishRule, Server, SubscribeRule};
 
 /// Most servers: the heart counts them in a byte, and nobody walks more.
 const SERVERS_MAX: usize = 16;
@@ -349,10 +349,21 @@ fn listeners(reader: &mut Reader, top: &Section<'_>, config: &mut Config) {
         }
     };
     let mqtt = reader.address(&local, "mqtt");
+    config.local.password_file = reader.file(&local, "password_file", true).map(|seen| seen.value);
+    let acl = reader.file(&local, "acl_file", false);
+    if let Some(seen) = &acl
+        && config.local.password_file.is_none()
+    {
+        let message = "without local.password_file every client is anonymous: lines below a user never count";
+        reader.warn(&seen.at, &seen.path, message.into());
+    }
+    config.local.acl_file = acl.map(|seen| seen.value);
     let page = reader.address(&status, "listen");
     if let Some(seen) = &mqtt {
-        open(reader, seen, "publish through this gateway");
-        config.local = LocalConfig { mqtt: seen.value };
+        if config.local.password_file.is_none() {
+            open(reader, seen, "publish through this gateway");
+        }
+        config.local.mqtt = seen.value;
     }
     if let Some(seen) = &page {
         open(reader, seen, "read the status page");

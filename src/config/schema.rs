@@ -130,6 +130,8 @@ pub const KEYS: &[Key] = &[
     key("subscribe.to", Kind::Text),
     key("subscribe.qos", Kind::Integer { min: 0, max: 1 }),
     key("local.mqtt", Kind::Address),
+    key("local.password_file", Kind::File),
+    key("local.acl_file", Kind::File),
     key("status.listen", Kind::Address),
 ];
 

@@ -143,6 +143,12 @@ fn rest(out: &mut String, config: &Config) -> std::fmt::Result {
     }
     let address = |address: Option<std::net::SocketAddr>| address.map(|a| a.to_string()).unwrap_or_default();
     writeln!(out, "\n[local]\nmqtt = \"{}\"", address(config.local.mqtt))?;
+    let files = [("password_file", &config.local.password_file), ("acl_file", &config.local.acl_file)];
+    for (key, file) in files {
+        if let Some(file) = file {
+            writeln!(out, "{key} = {}", quoted(&file.to_string_lossy()))?;
+        }
+    }
     writeln!(out, "\n[status]\nlisten = \"{}\"", address(config.status_listen))
 }
 

@@ -3,10 +3,12 @@
 //! A message that goes up is acknowledged when its offer is accepted, never before, and local subscribers get it at
 //! once; what comes from the cloud goes to local subscribers and never up again. An application is read whatever the
 //! network does, and none is ever waited for: every queue has a limit, and who does not keep up loses its own place
-//! only. Sessions live in memory as long as the daemon does.
+//! only. Persistent sessions and retained messages survive the daemon.
 //!
-//! `listener` accepts, `connection` runs one client, `conversation` knows what its packets do, `greeting` lets it in,
-//! `upward` carries its messages to the outbox in order, `router` and `session` hold what outlives a connection.
+//! `listener` accepts, `strangers`, `greeting` and `access` let in, `connection` runs one client, `conversation` knows
+//! what its packets do, `upward` carries its messages to the outbox in order, `router` and `session` hold what outlives
+//! a connection, `ledger` notes what of it the disk does not know yet, and `keeping` writes that with `store` and
+//! `entry`.
 
 use std::fmt;
 use std::future::Future;
@@ -15,35 +17,49 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use self::access::Access;
+use self::entry::Moment;
 use self::message::{Message, Way, way_up};
 use self::router::Shared;
 use self::session::Taken;
+use self::store::Store;
+use self::strangers::Strangers;
 use self::upward::{Ack, Task, Upward, Verdict};
 use crate::config::Config;
 use crate::corridor::{Downlink, Draft, Offer};
 use crate::io::packet::{PACKET_MAX, Publish, properties_from_bytes};
+use crate::outbox::Local;
 use crate::topics;
 
+mod access;
 mod checks;
 mod connection;
 mod conversation;
+mod entry;
 mod greeting;
+mod keeping;
+mod ledger;
 mod listener;
 mod message;
 mod router;
 mod session;
+mod store;
+mod strangers;
 mod upward;
 
 /// Clients at a time: more than a gateway has applications; each may cost a few hundred kilobytes.
 pub const CLIENTS_MAX: usize = 64;
 
-/// Connections at a time, with those that have not said who they are and those whose last messages are still on
-/// their way to the outbox. More wait in the kernel.
+/// Clients at a time with those whose last messages are still on their way to the outbox. More wait, as strangers.
 pub const CONNECTIONS_MAX: usize = CLIENTS_MAX + 32;
+
+/// Connections that have not been let in yet. Each costs up to `CONNECT_MAX` and a kilobyte; a further one takes the
+/// place of the oldest.
+pub const STRANGERS_MAX: usize = 32;
 
 /// Sessions, connected or away. The one away longest gives way.
 pub const SESSIONS_MAX: usize = 256;
@@ -83,9 +99,14 @@ pub const UPWARDS_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How long a message from the cloud may stand over a connected client's limit before that client is dropped.
 pub const DOWNLINK_WAIT: Duration = Duration::from_secs(5);
 
+/// How long a client that is here, with a session that ends with its connection, may leave a message from the cloud
+/// unacknowledged until the cloud is told all the same. Longer protects commands that take long from a crash of the
+/// application; the cloud's acknowledgements are in order, so all wait for the slowest.
+pub const TAKEN_WAIT: Duration = Duration::from_secs(30);
+
 /// How long a client may take to say who it is, and how large its greeting may be: until then it is a stranger.
 pub const CONNECT_WAIT: Duration = Duration::from_secs(10);
-pub const CONNECT_MAX: usize = 4096;
+pub const CONNECT_MAX: usize = 2560;
 
 /// Largest packet that carries no message.
 pub const CONTROL_MAX: usize = 64 * 1024;
@@ -98,6 +119,9 @@ pub const STALL_MAX: Duration = Duration::from_secs(30);
 
 /// How long our last words may take.
 const GOODBYE_WAIT: Duration = Duration::from_millis(500);
+
+/// How long the last write of the sessions may take.
+const LAST_WRITE_WAIT: Duration = Duration::from_secs(5);
 
 /// Room made in the input for each read.
 const READ_CHUNK: usize = 16 * 1024;
@@ -127,12 +151,18 @@ pub struct Counts {
     pub refused: u64,
     /// Messages for a client whose queue was full.
     pub dropped: u64,
+    /// Messages from the cloud that nobody here has subscribed to.
+    pub unwanted: u64,
     /// Messages from the cloud whose acknowledgement had to wait for a client.
     pub held: u64,
     /// Clients dropped because they did not take what the cloud sent.
     pub slow_dropped: u64,
     /// Clients turned away because all places were taken.
     pub clients_refused: u64,
+    /// Clients that were not let in: no such user, or another password.
+    pub strangers_refused: u64,
+    /// Messages and subscriptions that no rule allows.
+    pub denied: u64,
     /// Retained messages that were delivered but not kept.
     pub retained_refused: u64,
 }
@@ -142,6 +172,8 @@ pub struct Applications {
     shared: Arc<Shared>,
     socket: PathBuf,
     tasks: Vec<AbortHandle>,
+    keeper: JoinHandle<()>,
+    finish: Option<oneshot::Sender<()>>,
 }
 
 impl fmt::Debug for Applications {
@@ -160,20 +192,34 @@ pub(crate) struct Doors<O> {
     started: u64,
     /// Bytes of all clients on their way to the outbox.
     upward_bytes: Arc<AtomicUsize>,
+    strangers: Arc<Strangers>,
+    access: Arc<Access>,
+    places: Arc<Semaphore>,
 }
 
 impl Applications {
     /// Binds what the configuration says, and `mqtt.sock` in the runtime directory; a place that is taken is logged
-    /// once and tried again every few seconds while the rest works. Must be called within a tokio runtime.
+    /// once and tried again every few seconds while the rest works. Sessions are kept in `state_dir`; what of them
+    /// cannot be read is logged and set aside. Must be called within a tokio runtime.
     pub fn start(
         config: Arc<Config>,
         runtime_dir: &Path,
+        state_dir: &Path,
         offers: impl Offers,
         downlinks: mpsc::Receiver<Downlink>,
     ) -> Applications {
         let shared = Arc::<Shared>::default();
+        let moment = Moment::current();
+        let store = shared.with(|state| {
+            let store = Store::open(Local, state_dir, &mut |body| keeping::read_frame(state, body, moment));
+            state.begin_keeping(moment.now);
+            store
+        });
+        let (finish, finished) = oneshot::channel();
+        let keeper = tokio::spawn(keeping::keep(Arc::clone(&shared), store, finished));
         let started = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_micros() as u64);
         let address = config.local.mqtt;
+        let access = Arc::new(Access::load(&config.local));
         let doors = Arc::new(Doors {
             config,
             offers,
@@ -181,18 +227,20 @@ impl Applications {
             assigned: AtomicU64::new(0),
             started,
             upward_bytes: Arc::default(),
+            strangers: Arc::default(),
+            access,
+            places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
         });
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let socket = runtime_dir.join("mqtt.sock");
         let mut tasks = vec![
-            tokio::spawn(listener::listen_unix(socket.clone(), Arc::clone(&doors), Arc::clone(&places))).abort_handle(),
+            tokio::spawn(listener::listen_unix(socket.clone(), Arc::clone(&doors))).abort_handle(),
             tokio::spawn(bring_down(Arc::clone(&shared), downlinks)).abort_handle(),
             tokio::spawn(keep_time(Arc::clone(&doors))).abort_handle(),
         ];
         if let Some(address) = address {
-            tasks.push(tokio::spawn(listener::listen_tcp(address, doors, places)).abort_handle());
+            tasks.push(tokio::spawn(listener::listen_tcp(address, doors)).abort_handle());
         }
-        Applications { shared, socket, tasks }
+        Applications { shared, socket, tasks, keeper, finish: Some(finish) }
     }
 
     /// For status and metrics.
@@ -200,8 +248,9 @@ impl Applications {
         self.shared.with(|state| state.counts())
     }
 
-    /// Accepts nobody any more and tells every client that the server shuts down. Ends within `GOODBYE_WAIT`.
-    pub async fn stop(self) {
+    /// Accepts nobody any more, tells every client that the server shuts down, and writes what is to be kept. Ends
+    /// within `GOODBYE_WAIT` and `LAST_WRITE_WAIT`.
+    pub async fn stop(mut self) {
         for task in &self.tasks {
             task.abort();
         }
@@ -209,6 +258,10 @@ impl Applications {
         let deadline = Instant::now() + GOODBYE_WAIT;
         while self.counts().clients > 0 && Instant::now() < deadline {
             sleep(Duration::from_millis(5)).await;
+        }
+        if let Some(finish) = self.finish.take() {
+            let _ = finish.send(());
+            let _ = timeout(LAST_WRITE_WAIT, &mut self.keeper).await;
         }
     }
 }
@@ -218,6 +271,7 @@ impl Drop for Applications {
         for task in &self.tasks {
             task.abort();
         }
+        self.keeper.abort();
         self.shared.with(|state| state.close_all(checks::SHUTTING_DOWN));
         // A next daemon removes it too; this is for those who look for a server now.
         let _ = std::fs::remove_file(&self.socket);
@@ -246,9 +300,20 @@ async fn bring_down(shared: Arc<Shared>, mut downlinks: mpsc::Receiver<Downlink>
         let now = Instant::now();
         let message = Arc::new(Message::new(publish, None, now));
         let taken = Taken::new(taken);
-        let receivers = shared.with(|state| state.publish(&message, Some(&taken), now));
-        if receivers == 0 {
-            log::debug!("nobody here wants {:?} from the cloud", message.topic);
+        // A command nobody waits for is over, as at any broker: the cloud would send it for ever. Whoever must not
+        // miss one keeps a persistent session, which counts as a subscriber while its client is away.
+        let unwanted = shared.with(|state| {
+            let receivers = state.publish(&message, Some(&taken), now);
+            state.counts.unwanted += u64::from(receivers == 0);
+            (receivers == 0).then_some(state.counts.unwanted)
+        });
+        match unwanted {
+            None => {}
+            Some(1) => log::warn!(
+                "no local client has subscribed to {:?}, which the cloud sent: dropped (said once; others are counted)",
+                message.topic
+            ),
+            Some(_) => log::debug!("no local client has subscribed to {:?}, which the cloud sent", message.topic),
         }
         taken.release();
         shared.changed.notify_one();

@@ -131,7 +131,7 @@ fn end_with_the_server() {
 pub struct Server {
     pub address: SocketAddr,
     pub desk: Desk,
-    pub dir: tempfile::TempDir,
+    pub dir: Arc<tempfile::TempDir>,
     downlinks: mpsc::Sender<Downlink>,
     counts: mpsc::UnboundedSender<std::sync::mpsc::Sender<Counts>>,
     stop: Option<oneshot::Sender<()>>,
@@ -144,8 +144,31 @@ impl Server {
     }
 
     pub fn with(mode: Mode, rules: Vec<PublishRule>, address: SocketAddr) -> Server {
+        Server::configured(mode, config(rules, address), Arc::new(tempfile::tempdir().unwrap()))
+    }
+
+    /// A next server with the same state, after this one has stopped.
+    pub fn again(self) -> Server {
+        let (address, dir) = (self.address, Arc::clone(&self.dir));
+        self.stop();
+        Server::configured(Mode::Accept, config(Vec::new(), address), dir)
+    }
+
+    /// A next server with what the disk has now, as if this one had been killed.
+    pub fn after_a_kill(&self) -> Server {
+        let dir = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(self.dir.path()).unwrap().map(Result::unwrap) {
+            if entry.file_type().unwrap().is_file() {
+                std::fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+            }
+        }
+        Server::configured(Mode::Accept, config(Vec::new(), free_address()), Arc::new(dir))
+    }
+
+    pub fn configured(mode: Mode, config: Config, dir: Arc<tempfile::TempDir>) -> Server {
         end_with_the_server();
-        let (desk, dir) = (Desk::new(mode), tempfile::tempdir().unwrap());
+        let address = config.local.mqtt.unwrap();
+        let desk = Desk::new(mode);
         let (downlinks, downlink_receiver) = mpsc::channel(DOWNLINK_MAX);
         let (counts, mut counts_receiver) = mpsc::unbounded_channel::<std::sync::mpsc::Sender<Counts>>();
         let (stop, mut stopped) = oneshot::channel();
@@ -153,8 +176,7 @@ impl Server {
         let thread = std::thread::Builder::new().name(SERVER.into()).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
-                let config = Arc::new(config(rules, address));
-                let applications = Applications::start(config, &path, offers, downlink_receiver);
+                let applications = Applications::start(Arc::new(config), &path, &path, offers, downlink_receiver);
                 loop {
                     tokio::select! {
                         Some(reply) = counts_receiver.recv() => drop(reply.send(applications.counts())),
@@ -201,8 +223,12 @@ pub fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-fn config(publish: Vec<PublishRule>, address: SocketAddr) -> Config {
-    Config { publish, local: LocalConfig { mqtt: Some(address) }, ..Config::defaults() }
+pub fn config(publish: Vec<PublishRule>, address: SocketAddr) -> Config {
+    Config {
+        publish,
+        local: LocalConfig { mqtt: Some(address), password_file: None, acl_file: None },
+        ..Config::defaults()
+    }
 }
 
 pub struct Connect<'a> {

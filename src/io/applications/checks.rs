@@ -15,6 +15,7 @@ pub const PROTOCOL_ERROR: u8 = 0x82;
 pub const IMPLEMENTATION: u8 = 0x83;
 pub const UNSUPPORTED_VERSION: u8 = 0x84;
 pub const ID_INVALID: u8 = 0x85;
+pub const BAD_PASSWORD: u8 = 0x86;
 pub const NOT_AUTHORIZED: u8 = 0x87;
 pub const SHUTTING_DOWN: u8 = 0x8b;
 pub const BAD_AUTHENTICATION_METHOD: u8 = 0x8c;

@@ -5,7 +5,7 @@
 //! It acknowledges nothing before its offer is accepted. Malformed input ends the connection and nothing else. It
 //! never waits for another client, nor for the network.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::ready;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -15,18 +15,19 @@ use flowsdk::mqtt_serde::control_packet::MqttPacket;
 use flowsdk::mqtt_serde::mqttv5::disconnectv5;
 use switchback_control::Version;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::task::yield_now;
+use tokio::task::{spawn_blocking, yield_now};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::access::Deed;
 use super::conversation::{PUBREC, acknowledge};
 use super::greeting::{self, Greeting};
 use super::router::{Attached, Departure};
 use super::session::Link;
+use super::strangers::Stranger;
 use super::upward::Upward;
 use super::{
-    CONNECT_MAX, CONNECT_WAIT, CONTROL_MAX, Doors, GOODBYE_WAIT, OUTPUT_MAX, OUTPUT_TARGET, Offers, PACKET_WAIT,
-    PACKETS_PER_TURN, READ_CHUNK, RECEIVE_MAX, STALL_MAX, checks,
+    CONNECT_MAX, CONNECT_WAIT, CONTROL_MAX, Doors, GOODBYE_WAIT, OUTBOUND_MAX, OUTPUT_MAX, OUTPUT_TARGET, Offers,
+    PACKET_WAIT, PACKETS_PER_TURN, READ_CHUNK, RECEIVE_MAX, STALL_MAX, checks,
 };
 use crate::io::packet::{self, Malformed, PACKET_MAX};
 
@@ -41,32 +42,70 @@ pub enum End {
     Closed(u8),
 }
 
-/// Serves a client until it is gone. `place` is given back when everything it left has been offered.
-pub async fn serve<S, O>(stream: S, doors: Arc<Doors<O>>, place: OwnedSemaphorePermit)
+/// Serves a connection until it is gone: a stranger until it has said who it is and there is a place for it.
+pub async fn serve<S, O>(stream: S, doors: Arc<Doors<O>>, stranger: Stranger)
 where
     S: AsyncRead + AsyncWrite + Send,
     O: Offers,
 {
     let (mut reader, mut writer) = tokio::io::split(stream);
-    let Some((greeting, input)) = greet(&mut reader, &mut writer).await else { return };
+    let let_in = async {
+        let (mut greeting, input) = greet(&mut reader, &mut writer).await?;
+        if let Err(reason) = admit(&doors, &mut greeting).await {
+            let refusal = greeting::refusal_packet(greeting.version, reason);
+            say_goodbye(&mut reader, &mut writer, refusal).await;
+            return None;
+        }
+        // The last messages of those that have left are still on their way. Never closed, so this never fails.
+        let place = timeout(CONNECT_WAIT, Arc::clone(&doors.places).acquire_owned()).await.ok()?.ok()?;
+        Some((greeting, input, place))
+    };
+    let known = tokio::select! {
+        known = let_in => known,
+        () = stranger.shown_out() => None,
+    };
+    let Some((greeting, input, place)) = known else { return };
+    drop(stranger);
+    // Only now, so that a stranger costs little.
+    Box::pin(serve_known(reader, writer, doors, greeting, input)).await;
+    // Everything it left has been offered.
+    drop(place);
+}
+
+async fn serve_known<S, O>(
+    mut reader: ReadHalf<S>,
+    mut writer: WriteHalf<S>,
+    doors: Arc<Doors<O>>,
+    greeting: Greeting,
+    input: Vec<u8>,
+) where
+    S: AsyncRead + AsyncWrite + Send,
+    O: Offers,
+{
     let now = Instant::now();
     let assigned = greeting.id.is_empty().then(|| doors.fresh_id());
     let id: Arc<str> = Arc::from(assigned.as_deref().unwrap_or(&greeting.id));
     let (version, keep_alive) = (greeting.version, greeting.keep_alive);
+    let user = greeting.credentials.user.clone();
     let attached = doors.shared.with(|state| state.attach(&id, greeting, now));
-    let Ok(Attached { link, present, due }) = attached else {
-        log::warn!("no place for local MQTT client {id:?}: there are {} already", super::CLIENTS_MAX);
-        say_goodbye(&mut reader, &mut writer, greeting::refusal_packet(version, checks::QUOTA)).await;
-        return;
+    let Attached { link, present, due } = match attached {
+        Ok(attached) => attached,
+        Err(refusal) => {
+            log::warn!("local MQTT client {id:?} is turned away: {refusal}");
+            say_goodbye(&mut reader, &mut writer, greeting::refusal_packet(version, refusal.reason())).await;
+            return;
+        }
     };
     let mut client = Client {
         upward: Upward::new(doors.offers.clone(), Arc::clone(&doors.upward_bytes)),
         output: greeting::welcome(version, present, assigned.as_deref()),
         doors,
         id,
+        user,
         version,
         link,
         input,
+        late: VecDeque::new(),
         open_receptions: BTreeSet::new(),
         // MQTT 5 section 3.1.2.10: one and a half times what the client promised.
         patience: Some(keep_alive * 3 / 2).filter(|patience| !patience.is_zero()),
@@ -77,6 +116,7 @@ where
     for will in due {
         client.offer_will(&will);
     }
+    client.drop_what_rules_forbid();
     log::debug!("local MQTT client {:?} is here ({version}, session {present})", client.id);
     let end = client.run(&mut reader, &mut writer).await;
     log::debug!("local MQTT client {:?} is gone: {end:?}", client.id);
@@ -90,7 +130,31 @@ where
     }
     drop((reader, writer));
     client.finish().await;
-    drop(place);
+}
+
+/// Whether the client may come in; the reason code if not. Afterwards the greeting names a user only if that is proven,
+/// and no password.
+async fn admit<O: Offers>(doors: &Doors<O>, greeting: &mut Greeting) -> Result<(), u8> {
+    let credentials = std::mem::take(&mut greeting.credentials);
+    if !doors.access.asks_nobody() {
+        greeting.credentials.user = credentials.user.clone();
+        let access = Arc::clone(&doors.access);
+        let known = spawn_blocking(move || access.knows(&credentials)).await;
+        if !known.unwrap_or(false) {
+            doors.shared.with(|state| state.counts.strangers_refused += 1);
+            log::warn!("local MQTT client {:?} is not let in: user or password is wrong", greeting.id);
+            return Err(checks::BAD_PASSWORD);
+        }
+    }
+    let user = greeting.credentials.user.as_deref();
+    match &greeting.will {
+        Some((will, _)) if !doors.access.allows(user, &greeting.id, Deed::Publish, &will.topic) => {
+            doors.shared.with(|state| state.counts.denied += 1);
+            log::warn!("local MQTT client {:?} may not publish its will to {:?}", greeting.id, will.topic);
+            Err(checks::NOT_AUTHORIZED)
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Reads the CONNECT; nothing but it may come first (section 3.1), and only a little memory is spent on it.
@@ -101,8 +165,10 @@ where
     let mut input = Vec::new();
     let first = timeout(CONNECT_WAIT, async {
         loop {
-            let mut chunk = [0; 512];
+            let mut chunk = [0; 128];
             let count = reader.read(&mut chunk).await.ok().filter(|count| *count > 0)?;
+            // No more than came: a stranger's memory is counted.
+            input.reserve_exact(count);
             input.extend_from_slice(chunk.get(..count)?);
             if input.first() != Some(&0x10) {
                 return None;
@@ -118,6 +184,7 @@ where
         Ok(length) => match greeting::read(input.get(..length)?) {
             Ok(greeting) => {
                 input.drain(..length);
+                input.shrink_to_fit();
                 return Some((greeting, input));
             }
             Err(rejected) => rejected.reply,
@@ -143,7 +210,7 @@ where
     let talk = async {
         writer.write_all(&words).await?;
         writer.shutdown().await?;
-        let mut rest = [0; 512];
+        let mut rest = [0; 64];
         while reader.read(&mut rest).await? > 0 {}
         std::io::Result::Ok(())
     };
@@ -155,11 +222,15 @@ where
 pub struct Client<O> {
     pub(super) doors: Arc<Doors<O>>,
     pub(super) id: Arc<str>,
+    /// Who it is, where there is a password file.
+    pub(super) user: Option<String>,
     pub(super) version: Version,
     pub(super) link: Arc<Link>,
     pub(super) upward: Upward<O>,
     pub(super) input: Vec<u8>,
     pub(super) output: Vec<u8>,
+    /// Packets that leave once a write has ended, in order.
+    pub(super) late: VecDeque<(u64, Vec<u8>)>,
     /// QoS 2 messages of this connection between PUBLISH and PUBCOMP: they count against our Receive Maximum.
     pub(super) open_receptions: BTreeSet<u16>,
     /// How long the client may be silent.
@@ -234,17 +305,20 @@ impl<O: Offers> Client<O> {
             return Err(End::Closed(reason));
         }
         let more = self.take_packets()?;
-        let (id, link, output) = (&self.id, &self.link, &mut self.output);
+        let (id, link, output, late) = (&self.id, &self.link, &mut self.output, &mut self.late);
         self.doors.shared.with(|state| {
-            let session = state.owned(id, link).ok_or(End::Closed(checks::TAKEN_OVER))?;
+            let (session, ledger) = state.parts(id, link).ok_or(End::Closed(checks::TAKEN_OVER))?;
+            let ready = late.iter().take_while(|(kept, _)| ledger.may_go_on(*kept)).count();
+            late.drain(..ready).for_each(|(_, packet)| output.extend(packet));
             for packet_id in session.settled.drain(..) {
                 acknowledge(output, self.version, PUBREC, packet_id, 0);
             }
             let now = Instant::now();
-            while output.len() < OUTPUT_TARGET {
-                let Some(packet) = session.next(now) else { break };
+            while late.is_empty() && output.len() < OUTPUT_TARGET {
+                let Some(packet) = session.next(now, ledger) else { break };
                 output.extend_from_slice(&packet);
             }
+            session.note_gone(id, ledger, now);
             Ok(())
         })?;
         if self.output.is_empty() {
@@ -258,6 +332,7 @@ impl<O: Offers> Client<O> {
     /// Whether what the client sends next can be taken.
     fn may_read(&self) -> bool {
         self.output.len() < OUTPUT_MAX
+            && self.late.len() < OUTBOUND_MAX
             && self.upward.has_room()
             // A client with MQTT 5 knows this limit and is held to it; one with 3.1.1 has to wait.
             && (self.version == Version::V5 || self.upward.owed() < usize::from(RECEIVE_MAX))
@@ -354,5 +429,34 @@ fn next_frame(left: &[u8]) -> Result<Option<&[u8]>, u8> {
         Ok(length) => Ok(length.and_then(|length| left.get(..length))),
         Err(Malformed::TooLarge) => Err(checks::TOO_LARGE),
         Err(Malformed::Syntax) => Err(checks::MALFORMED),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::strangers::Strangers;
+    use super::*;
+    use crate::corridor::{Draft, Offer};
+
+    #[derive(Clone)]
+    struct Nobody;
+
+    impl Offers for Nobody {
+        async fn offer(&self, _: Draft) -> Offer {
+            std::future::pending().await
+        }
+    }
+
+    fn size<F: Future>(_: fn(tokio::net::TcpStream, Arc<Doors<Nobody>>, Stranger) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_stranger_costs_four_kilobytes_at_most() {
+        let stranger = Arc::<Strangers>::default().knock();
+        // The runtime's own words for a task and the two halves of its stream.
+        const RUNTIME: usize = 256;
+        let cost = size(serve::<tokio::net::TcpStream, Nobody>) + size_of_val(&stranger) + CONNECT_MAX + RUNTIME;
+        assert!(cost <= 4096, "{cost}");
     }
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use switchback_control::Version;
 use tokio::time::Instant;
 
+use super::access::Deed;
 use super::connection::{Client, End};
 use super::message::{Message, Way, way_up};
 use super::router::Departure;
@@ -103,6 +104,10 @@ impl<O: Offers> Client<O> {
         let now = Instant::now();
         let message = Arc::new(Message::new(publish, Some(Arc::clone(&self.id)), now));
         let task = match way_up(&self.doors.config.publish, &message) {
+            _ if !self.may(Deed::Publish, &message.topic) => {
+                for_locals = false;
+                Task::Answer(Verdict::Invalid(checks::NOT_AUTHORIZED))
+            }
             Way::Up(draft) => Task::Offer(draft),
             Way::Local => Task::Answer(Verdict::Accepted),
             Way::Impossible => {
@@ -110,11 +115,37 @@ impl<O: Offers> Client<O> {
                 Task::Answer(Verdict::Invalid(checks::TOPIC_INVALID))
             }
         };
+        let mut kept = None;
         if for_locals {
-            self.doors.shared.with(|state| state.publish(&message, None, now));
+            kept = self.doors.shared.with(|state| state.publish_local(&message, now));
         }
-        self.upward.push(ack, task);
+        self.upward.push_kept(ack, task, kept);
         self.within_quota()
+    }
+
+    /// The rules may have changed since its session subscribed.
+    pub(super) fn drop_what_rules_forbid(&self) {
+        let filters = self.with_session(|session| session.subscriptions.keys().cloned().collect::<Vec<_>>());
+        for filter in filters.unwrap_or_default() {
+            if !self.may(Deed::Subscribe, &filter) {
+                self.doors.shared.with(|state| state.unsubscribe(&self.id, &filter, Instant::now()));
+            }
+        }
+    }
+
+    /// Whether a rule allows it; counted and said if not.
+    fn may(&self, deed: Deed, topic: &str) -> bool {
+        let allowed = self.doors.access.allows(self.user.as_deref(), &self.id, deed, topic);
+        if !allowed {
+            let denied = self.doors.shared.with(|state| {
+                state.counts.denied += 1;
+                state.counts.denied
+            });
+            if denied == 1 {
+                log::warn!("local MQTT client {:?} may not use {topic:?} (said once; others are counted)", self.id);
+            }
+        }
+        allowed
     }
 
     /// With MQTT 5 the client knows our Receive Maximum (section 3.3.4).
@@ -192,11 +223,12 @@ impl<O: Offers> Client<O> {
     }
 
     fn take_pubrec(&mut self, id: u16) -> Result<(), End> {
-        let known = self.with_session(|session| session.half_complete(id))?;
-        if known {
-            self.output.extend(pubrel(id));
-        } else {
-            acknowledge(&mut self.output, self.version, PUBREL, id, checks::ID_NOT_FOUND);
+        self.with_session(|_| ())?;
+        match self.doors.shared.with(|state| state.pubrec(&self.id, id, Instant::now())) {
+            Some(0) => self.output.extend(pubrel(id)),
+            // If it went out first and power was cut, the message would be sent again as a new one.
+            Some(kept) => self.late.push_back((kept, pubrel(id))),
+            None => acknowledge(&mut self.output, self.version, PUBREL, id, checks::ID_NOT_FOUND),
         }
         Ok(())
     }
@@ -219,8 +251,12 @@ impl<O: Offers> Client<O> {
         }
         self.with_session(|_| ())?;
         let now = Instant::now();
+        let allowed: Vec<bool> = wanted.iter().map(|(filter, ..)| self.may(Deed::Subscribe, filter)).collect();
         let reason_codes: Vec<u8> = self.doors.shared.with(|state| {
-            let codes = wanted.iter().map(|(filter, subscription, retain_handling)| {
+            let codes = wanted.iter().zip(&allowed).map(|((filter, subscription, retain_handling), allowed)| {
+                if !allowed {
+                    return checks::NOT_AUTHORIZED;
+                }
                 state.subscribe(&self.id, filter, *subscription, *retain_handling, now)
             });
             codes.collect()
@@ -232,22 +268,24 @@ impl<O: Offers> Client<O> {
                 MqttPacket::SubAck3(subackv3::MqttSubAck::new(packet_id, return_codes))
             }
         };
-        self.send(&packet)
+        self.send_kept(&packet)
     }
 
     fn unsubscribe(&mut self, packet_id: u16, filters: &[String]) -> Result<(), End> {
         if packet_id == 0 || filters.is_empty() {
             return Err(End::Closed(checks::PROTOCOL_ERROR));
         }
-        let reason_codes = self.with_session(|session| {
-            let gone = filters.iter().map(|filter| session.subscriptions.remove(filter));
-            gone.map(|gone| if gone.is_some() { 0 } else { NO_SUBSCRIPTION }).collect()
-        })?;
+        self.with_session(|_| ())?;
+        let now = Instant::now();
+        let reason_codes = self.doors.shared.with(|state| {
+            let gone = filters.iter().map(|filter| state.unsubscribe(&self.id, filter, now));
+            gone.map(|gone| if gone { 0 } else { NO_SUBSCRIPTION }).collect()
+        });
         let packet = match self.version {
             Version::V5 => MqttPacket::UnsubAck5(unsubackv5::MqttUnsubAck::new(packet_id, reason_codes, Vec::new())),
             Version::V311 => MqttPacket::UnsubAck3(unsubackv3::MqttUnsubAck::new(packet_id)),
         };
-        self.send(&packet)
+        self.send_kept(&packet)
     }
 
     /// MQTT 5's DISCONNECT: only reason 0 takes the will back, and a session that was to end stays ended.
@@ -269,15 +307,27 @@ impl<O: Offers> Client<O> {
         End::Disconnected(Departure { keep_will: packet.reason_code != 0, expiry })
     }
 
-    fn send(&mut self, packet: &MqttPacket) -> Result<(), End> {
+    /// Sends what confirms a change of the session, once the change is on disk where the session is kept.
+    fn send_kept(&mut self, packet: &MqttPacket) -> Result<(), End> {
         let bytes = packet.to_bytes().map_err(|_| End::Closed(checks::UNSPECIFIED))?;
-        self.output.extend(bytes);
+        let persistent = self.with_session(|session| session.persistent())?;
+        let kept = self.doors.shared.with(|state| state.ledger.next_write());
+        if persistent && kept > 0 {
+            self.late.push_back((kept, bytes));
+        } else {
+            self.output.extend(bytes);
+        }
         Ok(())
     }
 
     /// The session, as long as it is ours.
     fn with_session<R>(&self, what: impl FnOnce(&mut Session) -> R) -> Result<R, End> {
-        let owned = self.doors.shared.with(|state| state.owned(&self.id, &self.link).map(what));
+        let owned = self.doors.shared.with(|state| {
+            let (session, ledger) = state.parts(&self.id, &self.link)?;
+            let result = what(session);
+            session.note_gone(&self.id, ledger, Instant::now());
+            Some(result)
+        });
         owned.ok_or(End::Closed(checks::TAKEN_OVER))
     }
 }

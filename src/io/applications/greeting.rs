@@ -1,8 +1,8 @@
 //! CONNECT and CONNACK: who the client is, what it asks for, and what it is told.
 //!
 //! Reads CONNECT itself, because the codec calls an empty will or password malformed, which both standards allow,
-//! and cannot say why it refuses. Pure: bytes in, a greeting or a refusal out. Passwords are never kept or shown:
-//! there is nothing yet to hold them against.
+//! and cannot say why it refuses. Pure: bytes in, a greeting or a refusal out. Passwords are held for as long
+//! as a hash takes, and never shown.
 
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use flowsdk::mqtt_serde::mqttv5::common::properties::{Property, parse_properties
 use flowsdk::mqtt_serde::mqttv5::connackv5;
 use switchback_control::Version;
 
+use super::access::Credentials;
 use super::{RECEIVE_MAX, checks};
 use crate::io::packet::{PACKET_MAX, Publish};
 use crate::topics;
@@ -25,13 +26,14 @@ pub struct Greeting {
     pub clean: bool,
     /// Zero for none.
     pub keep_alive: Duration,
-    /// How long the session outlives its connection; `None` for as long as the daemon runs.
+    /// How long the session outlives its connection; `None` for ever.
     pub expiry: Option<Duration>,
     /// Most QoS 1 and 2 messages the client takes at a time.
     pub receive_max: usize,
     /// Largest packet the client takes, in bytes.
     pub packet_max: usize,
     pub will: Option<(Publish, Duration)>,
+    pub credentials: Credentials,
 }
 
 /// Why there will be no session. `reply` is the CONNACK to send first, if any.
@@ -58,6 +60,7 @@ pub fn refusal_packet(version: Version, code: u8) -> Vec<u8> {
                 checks::UNSUPPORTED_VERSION => 1,
                 checks::ID_INVALID => 2,
                 checks::QUOTA => 3,
+                checks::BAD_PASSWORD => 4,
                 checks::NOT_AUTHORIZED | checks::TOPIC_INVALID => 5,
                 // 3.1.1 has no words for the rest: the connection is closed.
                 _ => return Vec::new(),
@@ -108,6 +111,7 @@ fn parse(bytes: &mut Bytes) -> Result<Greeting, Refused> {
         receive_max: usize::from(u16::MAX),
         packet_max: usize::MAX,
         will: None,
+        credentials: Credentials::default(),
     };
     match version {
         Version::V5 => {
@@ -126,10 +130,10 @@ fn parse(bytes: &mut Bytes) -> Result<Greeting, Refused> {
         greeting.will = Some(will);
     }
     if flags & 0x80 != 0 {
-        bytes.text().ok_or(fail(checks::MALFORMED))?;
+        greeting.credentials.user = Some(bytes.text().ok_or(fail(checks::MALFORMED))?);
     }
     if flags & 0x40 != 0 {
-        bytes.binary().ok_or(fail(checks::MALFORMED))?;
+        greeting.credentials.password = bytes.binary().ok_or(fail(checks::MALFORMED))?.to_vec();
     }
     if bytes.left.is_empty() { Ok(greeting) } else { Err(fail(checks::MALFORMED)) }
 }

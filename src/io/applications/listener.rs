@@ -14,7 +14,6 @@ use std::time::Duration;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
 use super::connection::serve;
@@ -23,7 +22,7 @@ use super::{Doors, Offers};
 /// How soon a place that was taken is tried again: soon enough after someone stopped the other broker.
 const BIND_AGAIN: Duration = Duration::from_secs(3);
 
-/// Connections the kernel holds while all places are taken.
+/// Connections the kernel holds until it is our turn.
 const BACKLOG: u32 = 128;
 
 /// How long to leave a listener alone that cannot accept, for want of file descriptors for instance.
@@ -57,17 +56,17 @@ impl Listener for UnixListener {
 }
 
 /// Serves MQTT on a TCP address for ever.
-pub async fn listen_tcp<O: Offers>(address: SocketAddr, doors: Arc<Doors<O>>, places: Arc<Semaphore>) {
+pub async fn listen_tcp<O: Offers>(address: SocketAddr, doors: Arc<Doors<O>>) {
     let advice = "is another broker running? stop it, or set local.mqtt to another address or to \"\"";
     let listener = bound(|| bind_tcp(address), &address.to_string(), advice).await;
-    accept_from(listener, doors, places).await;
+    accept_from(listener, doors).await;
 }
 
 /// Serves MQTT on a Unix socket for ever.
-pub async fn listen_unix<O: Offers>(path: PathBuf, doors: Arc<Doors<O>>, places: Arc<Semaphore>) {
+pub async fn listen_unix<O: Offers>(path: PathBuf, doors: Arc<Doors<O>>) {
     let advice = "does the runtime directory exist, and may the daemon write there?";
     let listener = bound(|| bind_unix(&path), &path.display().to_string(), advice).await;
-    accept_from(listener, doors, places).await;
+    accept_from(listener, doors).await;
 }
 
 fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
@@ -111,15 +110,14 @@ async fn bound<L>(bind: impl Fn() -> io::Result<L>, place: &str, advice: &str) -
     }
 }
 
-async fn accept_from<L: Listener, O: Offers>(listener: L, doors: Arc<Doors<O>>, places: Arc<Semaphore>) {
+async fn accept_from<L: Listener, O: Offers>(listener: L, doors: Arc<Doors<O>>) {
     let mut complained = false;
     loop {
-        // Whoever comes while all places are taken waits in the kernel. Never closed, so this never fails.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
             Ok(stream) => {
                 complained = false;
-                tokio::spawn(serve(stream, Arc::clone(&doors), place));
+                let stranger = doors.strangers.knock();
+                tokio::spawn(serve(stream, Arc::clone(&doors), stranger));
             }
             Err(error) => {
                 if !complained {

@@ -1,17 +1,19 @@
 //! Everything the connections share: sessions, retained messages, wills, and who gets what.
 //!
-//! Plain data behind one lock, never held over an await: the single thread makes it free of contention. Every
+//! It is long because every change to what is shared stands here, beside the ledger that notes it. Plain data behind one lock, never held over an await: the single thread makes it free of contention. Every
 //! collection is bounded by a name in `applications.rs`. A client identifier has at most one connection; a
 //! connection that lost its session can change nothing. Knows nothing of sockets or of the cloud.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::greeting::Greeting;
+use super::ledger::{Key, Ledger, Soon};
 use super::message::Message;
 use super::session::{Delivery, Link, Peer, Presence, Reception, Room, Session, Subscription, Taken};
 use super::{
@@ -27,20 +29,29 @@ pub struct Shared {
     state: Mutex<State>,
     /// Rung when `next_deadline` may have come closer.
     pub changed: Notify,
+    /// Rung when the ledger's next write has come closer.
+    pub due: Notify,
 }
 
 impl Shared {
     pub fn with<R>(&self, what: impl FnOnce(&mut State) -> R) -> R {
-        what(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = state.ledger.due();
+        let result = what(&mut state);
+        if state.ledger.due().is_some_and(|due| before.is_none_or(|before| due < before)) {
+            self.due.notify_one();
+        }
+        result
     }
 }
 
 /// See the file's head.
 #[derive(Debug, Default)]
 pub struct State {
-    sessions: HashMap<Arc<str>, Session>,
-    retained: BTreeMap<String, Arc<Message>>,
-    retained_bytes: usize,
+    pub(super) sessions: HashMap<Arc<str>, Session>,
+    pub(super) retained: BTreeMap<String, Arc<Message>>,
+    pub(super) retained_bytes: usize,
+    pub ledger: Ledger,
     retained_complained: bool,
     pub counts: Counts,
 }
@@ -55,9 +66,33 @@ pub struct Attached {
     pub due: Vec<Arc<Message>>,
 }
 
-/// All places are taken.
-#[derive(Debug, PartialEq, Eq)]
-pub struct NoPlace;
+/// Why a client that said who it is gets no session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TurnedAway {
+    /// All places are taken.
+    NoPlace,
+    /// Another user is here with the same client identifier.
+    NotYours,
+}
+
+impl TurnedAway {
+    /// MQTT 5's reason code.
+    pub fn reason(self) -> u8 {
+        match self {
+            TurnedAway::NoPlace => checks::QUOTA,
+            TurnedAway::NotYours => checks::NOT_AUTHORIZED,
+        }
+    }
+}
+
+impl fmt::Display for TurnedAway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TurnedAway::NoPlace => write!(f, "there are {CLIENTS_MAX} clients already"),
+            TurnedAway::NotYours => f.write_str("another user is here with this client identifier"),
+        }
+    }
+}
 
 /// How a connection ended, as far as its session is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,26 +104,39 @@ pub struct Departure {
 
 impl State {
     /// Gives `id` to a new connection, taking it from an older one.
-    pub fn attach(&mut self, id: &Arc<str>, greeting: Greeting, now: Instant) -> Result<Attached, NoPlace> {
+    pub fn attach(&mut self, id: &Arc<str>, greeting: Greeting, now: Instant) -> Result<Attached, TurnedAway> {
         let mut due = self.sweep(now);
         let here = self.sessions.values().filter(|session| session.link().is_some()).count();
         let replaces = self.sessions.get(id).is_some_and(|session| session.link().is_some());
         if here >= CLIENTS_MAX && !replaces {
             self.counts.clients_refused += 1;
-            return Err(NoPlace);
+            return Err(TurnedAway::NoPlace);
         }
-        due.extend(self.make_way(id, greeting.clean, now));
+        // What waits in a session is for the user who made it.
+        let user = greeting.credentials.user.clone();
+        let foreign = self.sessions.get(id).is_some_and(|session| session.user != user);
+        if foreign && replaces {
+            return Err(TurnedAway::NotYours);
+        }
+        due.extend(self.make_way(id, greeting.clean || foreign, now));
         let link = Arc::<Link>::default();
         let Greeting { version, receive_max, packet_max, expiry, will, .. } = greeting;
         let peer = Peer { version, receive_max, packet_max };
         let present = self.sessions.contains_key(id);
         if !present {
-            self.make_room();
+            self.make_room(now);
         }
         let session = self.sessions.entry(Arc::clone(id)).or_insert_with(|| Session::new(peer, Arc::clone(&link)));
         session.resume(peer, Arc::clone(&link));
+        let was_kept = present && session.persistent();
         session.expiry = expiry;
         session.will = will;
+        session.user = user;
+        if session.persistent() {
+            self.ledger.mark(Key::Session(Arc::clone(id)), Soon::Done, now);
+        } else if was_kept {
+            self.ledger.end(id, now);
+        }
         Ok(Attached { link, present, due })
     }
 
@@ -105,11 +153,22 @@ impl State {
         };
         let ends = clean || (was_here && old.expiry == Some(Duration::ZERO));
         let will = old.will.take().filter(|(_, delay)| ends || (was_here && delay.is_zero()));
-        old.release_holds();
         if ends {
-            self.sessions.remove(id);
+            self.end(id, now);
+        } else {
+            old.rely_on_disk(&self.ledger);
         }
         will.map(|(will, _)| self.publish_will(id, will, now))
+    }
+
+    /// Forgets a session, here and on disk; nobody waits for it any more.
+    fn end(&mut self, id: &Arc<str>, now: Instant) {
+        if let Some(mut session) = self.sessions.remove(id) {
+            session.release_holds();
+            if session.persistent() {
+                self.ledger.end(id, now);
+            }
+        }
     }
 
     fn publish_will(&mut self, id: &Arc<str>, will: Publish, now: Instant) -> Arc<Message> {
@@ -119,7 +178,7 @@ impl State {
     }
 
     /// Forgets the session that has been away longest when there are too many. Connected ones are far fewer.
-    fn make_room(&mut self) {
+    fn make_room(&mut self, now: Instant) {
         if self.sessions.len() < SESSIONS_MAX {
             return;
         }
@@ -129,13 +188,20 @@ impl State {
         });
         if let Some((_, id)) = oldest.min() {
             log::warn!("more than {SESSIONS_MAX} local MQTT sessions: that of {id:?}, away longest, is forgotten");
-            self.sessions.remove(&id);
+            self.end(&id, now);
         }
     }
 
     /// The session of a connection, unless another connection has it now.
     pub fn owned(&mut self, id: &str, link: &Arc<Link>) -> Option<&mut Session> {
         self.sessions.get_mut(id).filter(|session| session.link().is_some_and(|owner| Arc::ptr_eq(owner, link)))
+    }
+
+    /// The same, with the ledger that its changes must be noted in.
+    pub fn parts(&mut self, id: &str, link: &Arc<Link>) -> Option<(&mut Session, &mut Ledger)> {
+        let session = self.sessions.get_mut(id);
+        let session = session.filter(|session| session.link().is_some_and(|owner| Arc::ptr_eq(owner, link)))?;
+        Some((session, &mut self.ledger))
     }
 
     /// The connection is gone. Answers with the will, if it is due now; local subscribers have it already.
@@ -147,7 +213,7 @@ impl State {
         now: Instant,
     ) -> Option<Arc<Message>> {
         let session = self.owned(id, link)?;
-        session.release_holds();
+        let was_kept = session.persistent();
         if !departure.keep_will {
             session.will = None;
         }
@@ -161,7 +227,15 @@ impl State {
         session.presence = Presence::Away { since: now, expires, will_due };
         let will = session.will.take_if(|(_, delay)| ends || delay.is_zero());
         if ends {
-            self.sessions.remove(id);
+            self.end(id, now);
+            if was_kept {
+                self.ledger.end(id, now);
+            }
+        } else if let Some(session) = self.sessions.get_mut(id) {
+            session.rely_on_disk(&self.ledger);
+            self.ledger.mark(Key::Session(Arc::clone(id)), Soon::Done, now);
+            // Nobody is here any more who could make a write needless.
+            self.ledger.hurry(Soon::Now, now);
         }
         will.map(|(will, _)| self.publish_will(id, will, now))
     }
@@ -188,6 +262,10 @@ impl State {
             return checks::QUOTA;
         }
         session.subscriptions.insert(filter.to_owned(), subscription);
+        let keeps = session.persistent();
+        if keeps {
+            self.ledger.mark(Key::Subscription(Arc::clone(id), filter.to_owned()), Soon::Now, now);
+        }
         let wanted = match retain_handling {
             0 => true,
             1 => !known,
@@ -205,14 +283,61 @@ impl State {
                     retain: true,
                     identifiers: subscription.identifier.into_iter().collect(),
                 };
-                let room = session.enqueue(delivery, None, bytes_max, now);
+                let room = queue(id, session, delivery, None, bytes_max, &mut self.ledger, now);
                 self.counts.note(room, id, session);
             }
         }
         subscription.qos
     }
 
-    /// A local client's message: kept if it asks for it, and put in the queue of whoever wants it.
+    /// Takes a subscription back; false where there was none.
+    pub fn unsubscribe(&mut self, id: &Arc<str>, filter: &str, now: Instant) -> bool {
+        let Some(session) = self.sessions.get_mut(id) else { return false };
+        let gone = session.subscriptions.remove(filter).is_some();
+        if gone && session.persistent() {
+            self.ledger.mark(Key::Subscription(Arc::clone(id), filter.to_owned()), Soon::Now, now);
+        }
+        gone
+    }
+
+    /// PUBREC has come: the write to wait for before PUBREL; `None` where the identifier is unknown.
+    pub fn pubrec(&mut self, id: &Arc<str>, packet_id: u16, now: Instant) -> Option<u64> {
+        let outgoing = self.sessions.get_mut(id)?.half_complete(packet_id)?;
+        if outgoing.serial == 0 {
+            return Some(0);
+        }
+        let kept = self.ledger.mark(Key::Message(Arc::clone(id), outgoing.serial), Soon::Now, now);
+        outgoing.note_pubrec(kept);
+        Some(kept)
+    }
+
+    /// A write has ended: whoever waited for it goes on.
+    pub fn write_ended(&mut self) {
+        for session in self.sessions.values_mut() {
+            session.release_kept(&self.ledger);
+            if let Some(link) = session.link() {
+                link.wake.notify_one();
+            }
+        }
+    }
+
+    /// A local client's message. What comes back resolves once every persistent session that wants it has it on disk
+    /// or its client has taken it; `None` where that is so already.
+    pub fn publish_local(&mut self, message: &Arc<Message>, now: Instant) -> Option<oneshot::Receiver<()>> {
+        let may_wait = message.qos > 0 && self.ledger.on && !self.ledger.failing;
+        if !may_wait || !self.sessions.values().any(Session::persistent) {
+            self.publish(message, None, now);
+            return None;
+        }
+        let (sender, kept) = oneshot::channel();
+        let taken = Taken::new(sender);
+        self.publish(message, Some(&taken), now);
+        taken.release();
+        Some(kept)
+    }
+
+    /// Keeps a local client's message if it asks for it, and puts it in the queue of whoever wants it. `taken` is held
+    /// by those who do not have it for sure: of local messages, only by persistent sessions.
     pub fn publish(&mut self, message: &Arc<Message>, taken: Option<&Arc<Taken>>, now: Instant) -> usize {
         if message.retain && message.origin.is_some() {
             self.retain(message, now);
@@ -222,7 +347,8 @@ impl State {
         for (id, session) in &mut self.sessions {
             let Some(delivery) = wanted(id, session, message) else { continue };
             receivers += 1;
-            let room = session.enqueue(delivery, taken, bytes_max, now);
+            let taken = taken.filter(|_| message.origin.is_none() || session.persistent());
+            let room = queue(id, session, delivery, taken, bytes_max, &mut self.ledger, now);
             self.counts.note(room, id, session);
         }
         receivers
@@ -238,6 +364,7 @@ impl State {
         if let Some(old) = self.retained.remove(&message.topic) {
             self.retained_bytes = self.retained_bytes.saturating_sub(old.size());
         }
+        self.ledger.mark(Key::Retained(message.topic.clone()), Soon::Retained, now);
         if message.payload.is_empty() {
             return;
         }
@@ -245,7 +372,9 @@ impl State {
             state.retained.len() < RETAINED_MAX && state.retained_bytes + message.size() <= RETAINED_BYTES_MAX
         };
         if !fits(self) {
-            self.retained.retain(|_, kept| !kept.expired(now));
+            for (topic, _) in self.retained.extract_if(.., |_, kept| kept.expired(now)) {
+                self.ledger.mark(Key::Retained(topic), Soon::Retained, now);
+            }
             self.retained_bytes = self.retained.values().map(|kept| kept.size()).sum();
         }
         if fits(self) {
@@ -293,10 +422,16 @@ impl State {
             }
             match &mut session.presence {
                 Presence::Here(link) => {
-                    log::warn!("local MQTT client {id:?} does not read what the cloud sent: disconnected");
-                    self.counts.slow_dropped += 1;
-                    link.close(checks::QUOTA);
-                    session.release_holds();
+                    let link = Arc::clone(link);
+                    if session.lose_patience(now) {
+                        log::warn!("local MQTT client {id:?} does not read what the cloud sent: disconnected");
+                        self.counts.slow_dropped += 1;
+                        link.close(checks::QUOTA);
+                        session.rely_on_disk(&self.ledger);
+                        if !session.persistent() {
+                            session.release_holds();
+                        }
+                    }
                 }
                 Presence::Away { expires, will_due, .. } => {
                     if will_due.is_some_and(|due| due <= now) {
@@ -310,7 +445,7 @@ impl State {
             }
         }
         for id in ended {
-            self.sessions.remove(&id);
+            self.end(&id, now);
         }
         wills.into_iter().map(|(id, will)| self.publish_will(&id, will, now)).collect()
     }
@@ -339,6 +474,27 @@ fn deadline(session: &Session) -> Option<Instant> {
         Presence::Here(_) => session.patience_ends(),
         Presence::Away { expires, will_due, .. } => expires.into_iter().chain(will_due).min(),
     }
+}
+
+/// Puts a message in a session's queue and notes it in the ledger.
+fn queue(
+    id: &Arc<str>,
+    session: &mut Session,
+    delivery: Delivery,
+    taken: Option<&Arc<Taken>>,
+    bytes_max: usize,
+    ledger: &mut Ledger,
+    now: Instant,
+) -> Room {
+    let keeps = delivery.qos > 0 && session.persistent() && ledger.on;
+    // With QoS 2 even a client that is here waits for the disk.
+    let soon = if session.link().is_some() && delivery.qos < 2 { Soon::Taking } else { Soon::Now };
+    let room = session.enqueue(delivery, taken, bytes_max, now);
+    if keeps && matches!(room, Room::Queued | Room::Held) {
+        let serial = ledger.serial();
+        session.keep_last(serial, ledger.mark(Key::Message(Arc::clone(id), serial), soon, now));
+    }
+    room
 }
 
 /// One copy for a session, whatever number of its filters match: the highest QoS, every identifier (section 3.3.4).
@@ -398,6 +554,7 @@ mod tests {
             receive_max: 10,
             packet_max: 10_000,
             will: None,
+            credentials: Default::default(),
         }
     }
 
@@ -470,7 +627,7 @@ mod tests {
         for number in 0..CLIENTS_MAX {
             state.attach(&id(&number.to_string()), greeting(true, None), now).unwrap();
         }
-        assert_eq!(state.attach(&id("more"), greeting(true, None), now).unwrap_err(), NoPlace);
+        assert_eq!(state.attach(&id("more"), greeting(true, None), now).unwrap_err(), TurnedAway::NoPlace);
         assert!(state.attach(&id("0"), greeting(true, None), now).is_ok());
         for number in 0..SUBSCRIPTIONS_MAX {
             assert_eq!(state.subscribe(&id("0"), &number.to_string(), Subscription::default(), 0, now), 0);

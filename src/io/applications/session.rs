@@ -1,9 +1,10 @@
 //! One client's session: its subscriptions, what waits for it, what is on its way to it, and what it sent with QoS 2.
 //!
-//! Outlives its connection for as long as the client asked, and holds no socket, so that issue 4 can keep it over a
-//! restart of the daemon. The queue and the window are bounded in messages and bytes whatever anyone does; what does
-//! not fit is counted, never waited for, except that a message from the cloud may stand over the limit for a short
-//! time while its acknowledgement to the cloud is held back (`Taken`).
+//! It is long because all rules of the window and the queue stand here. Outlives its connection for as long as the client
+//! asked, and the daemon too (`keeping`); holds no socket. The queue and the window are bounded in messages and bytes
+//! whatever anyone does; what does not fit is counted, never waited for, except that a message from the cloud may
+//! stand over the limit for a short time. Who sent a message is told only when this session has taken it or has it on
+//! the disk (`Taken`). What is sent with QoS 2 is on the disk first, so that its identifier means the same afterwards.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -15,8 +16,9 @@ use switchback_control::Version;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
+use super::ledger::{Key, Ledger};
 use super::message::Message;
-use super::{DOWNLINK_WAIT, OUTBOUND_MAX, QUEUE_MAX};
+use super::{DOWNLINK_WAIT, OUTBOUND_MAX, QUEUE_MAX, TAKEN_WAIT};
 use crate::corridor::DOWNLINK_MAX;
 use crate::io::packet::Publish;
 
@@ -50,8 +52,8 @@ impl Link {
     }
 }
 
-/// The cloud's acknowledgement, shared by the sessions whose queue has no room yet. Sent when the last one releases
-/// it; never sent when it is only dropped.
+/// The acknowledgement to who sent a message, shared by the sessions that have not taken it yet. Sent when the last
+/// one releases it; never sent when it is only dropped.
 #[derive(Debug)]
 pub struct Taken(Mutex<Option<oneshot::Sender<()>>>);
 
@@ -124,17 +126,59 @@ pub struct Delivery {
     pub identifiers: Vec<u32>,
 }
 
+/// A message for the client, waiting or on its way.
 #[derive(Debug)]
-struct Queued {
-    delivery: Delivery,
-    hold: Option<(Arc<Taken>, Instant)>,
+pub struct Outgoing {
+    /// Its place in the order; zero where it is not kept on disk.
+    pub serial: u64,
+    /// The packet identifier; zero with QoS 0.
+    pub id: u16,
+    /// `None` once PUBREC has come and only PUBCOMP is missing.
+    pub delivery: Option<Delivery>,
+    hold: Option<Hold>,
+    /// The writes that make it durable, and its PUBREC; zero where there is none.
+    pub kept: u64,
+    pubrec_kept: u64,
 }
 
+/// An acknowledgement held back.
 #[derive(Debug)]
-struct Outgoing {
-    id: u16,
-    /// `None` once PUBREC has come and only PUBCOMP is missing.
-    delivery: Option<Delivery>,
+struct Hold {
+    taken: Arc<Taken>,
+    since: Instant,
+    /// The message stands over the queue's limit.
+    over: bool,
+}
+
+impl Outgoing {
+    pub fn new(serial: u64, id: u16, delivery: Option<Delivery>) -> Outgoing {
+        Outgoing { serial, id, delivery, hold: None, kept: 0, pubrec_kept: 0 }
+    }
+
+    /// What it costs in memory, roughly.
+    fn size(&self) -> usize {
+        self.delivery.as_ref().map_or(0, |delivery| delivery.message.size())
+    }
+
+    /// PUBREC has come; this write makes it durable.
+    pub fn note_pubrec(&mut self, kept: u64) {
+        self.pubrec_kept = kept;
+    }
+
+    /// The write to wait for before it may be sent.
+    fn gate(&self) -> u64 {
+        match &self.delivery {
+            Some(delivery) if delivery.qos < 2 => 0,
+            Some(_) => self.kept,
+            None => self.pubrec_kept,
+        }
+    }
+
+    fn release(&mut self) {
+        if let Some(hold) = self.hold.take() {
+            hold.taken.release();
+        }
+    }
 }
 
 /// See the file's head.
@@ -146,18 +190,23 @@ pub struct Session {
     pub expiry: Option<Duration>,
     /// The will and its delay. A message only once it is published: its expiry counts from then.
     pub will: Option<(Publish, Duration)>,
+    /// Whose it is.
+    pub user: Option<String>,
     pub subscriptions: BTreeMap<String, Subscription>,
     pub received: BTreeMap<u16, Reception>,
     /// Receptions that an earlier connection's offer settled: PUBREC is due on this one.
     pub settled: Vec<u16>,
-    queue: VecDeque<Queued>,
+    queue: VecDeque<Outgoing>,
     /// Of the queue and the window.
     bytes: usize,
-    held: usize,
+    /// Messages over the limit.
+    over: usize,
     window: VecDeque<Outgoing>,
+    /// Kept messages that are gone, for the ledger: their places, and the writes that made them durable.
+    gone: Vec<(u64, u64)>,
     /// How many of the window this connection has sent.
     sent: usize,
-    last_id: u16,
+    pub last_id: u16,
     /// Messages that found no room since the queue was last empty: said once, not each time.
     pub complained: bool,
 }
@@ -169,17 +218,31 @@ impl Session {
             presence: Presence::Here(link),
             expiry: Some(Duration::ZERO),
             will: None,
+            user: None,
             subscriptions: BTreeMap::new(),
             received: BTreeMap::new(),
             settled: Vec::new(),
             queue: VecDeque::new(),
             bytes: 0,
-            held: 0,
+            over: 0,
             window: VecDeque::new(),
+            gone: Vec::new(),
             sent: 0,
             last_id: 0,
             complained: false,
         }
+    }
+
+    /// A session read from disk; its client says what it can when it comes back.
+    pub fn away(now: Instant) -> Session {
+        let peer = Peer { version: Version::V311, receive_max: 0, packet_max: 0 };
+        let presence = Presence::Away { since: now, expires: None, will_due: None };
+        Session { presence, ..Session::new(peer, Arc::default()) }
+    }
+
+    /// Whether it outlives its connection, and so the daemon.
+    pub fn persistent(&self) -> bool {
+        self.expiry != Some(Duration::ZERO)
     }
 
     /// The connection that serves it.
@@ -197,7 +260,6 @@ impl Session {
         self.sent = 0;
         // The client sends these again itself.
         self.settled.clear();
-        self.release_holds();
     }
 
     /// Puts a message in the queue, if there is room. `bytes_max` is what this queue may hold now.
@@ -208,43 +270,117 @@ impl Session {
         }
         let size = delivery.message.size();
         let fits = self.queue.len() < QUEUE_MAX && (self.bytes + size <= bytes_max || self.queue.is_empty());
-        let hold = match taken {
-            _ if fits => None,
-            Some(taken) if here && delivery.qos > 0 && self.held < DOWNLINK_MAX => Some((Arc::clone(taken), now)),
-            _ => return Room::Full,
-        };
-        let room = if hold.is_some() { Room::Held } else { Room::Queued };
-        self.held += usize::from(hold.is_some());
+        let may_stand_over = here && delivery.qos > 0 && delivery.message.origin.is_none() && self.over < DOWNLINK_MAX;
+        let room = fits || (taken.is_some() && may_stand_over);
+        if !room {
+            return Room::Full;
+        }
+        let hold = taken.filter(|_| delivery.qos > 0);
+        let hold = hold.map(|taken| Hold { taken: Arc::clone(taken), since: now, over: !fits });
+        let id = if delivery.qos == 0 { 0 } else { self.unused_id() };
+        self.over += usize::from(!fits);
         self.bytes += size;
-        self.queue.push_back(Queued { delivery, hold });
+        self.queue.push_back(Outgoing { hold, ..Outgoing::new(0, id, Some(delivery)) });
         if let Some(link) = self.link() {
             link.wake.notify_one();
         }
-        room
+        if fits { Room::Queued } else { Room::Held }
     }
 
-    /// When the oldest message over the limit has waited long enough.
-    pub fn patience_ends(&self) -> Option<Instant> {
-        if self.held == 0 {
-            return None;
+    /// The message queued last is kept on disk: its place, and the write that does it.
+    pub fn keep_last(&mut self, serial: u64, kept: u64) {
+        if let Some(last) = self.queue.back_mut() {
+            (last.serial, last.kept) = (serial, kept);
         }
-        self.queue.iter().find_map(|queued| queued.hold.as_ref().map(|(_, since)| *since + DOWNLINK_WAIT))
     }
 
-    /// Nobody waits for this session any more: it went away, or it ends.
-    pub fn release_holds(&mut self) {
-        for queued in &mut self.queue {
-            if let Some((taken, _)) = queued.hold.take() {
-                taken.release();
+    /// When a message has held back its acknowledgement long enough, while the client is here.
+    pub fn patience_ends(&self) -> Option<Instant> {
+        let over = self.over_since().map(|since| since + DOWNLINK_WAIT);
+        // What is kept needs no patience: the disk answers, or says why not.
+        let untaken = self.all().find_map(|outgoing| outgoing.hold.as_ref().filter(|_| outgoing.kept == 0));
+        over.into_iter().chain(untaken.map(|hold| hold.since + TAKEN_WAIT)).min()
+    }
+
+    fn over_since(&self) -> Option<Instant> {
+        let mut holds = self.queue.iter().filter_map(|outgoing| outgoing.hold.as_ref()).filter(|_| self.over > 0);
+        holds.find(|hold| hold.over).map(|hold| hold.since)
+    }
+
+    /// Its patience has ended: releases what has been held too long. True when a message stood over the limit, so
+    /// that the client must go.
+    pub fn lose_patience(&mut self, now: Instant) -> bool {
+        for outgoing in self.window.iter_mut().chain(&mut self.queue) {
+            let late = |hold: &Hold| !hold.over && hold.since + TAKEN_WAIT <= now;
+            if outgoing.kept == 0 && outgoing.hold.as_ref().is_some_and(late) {
+                outgoing.release();
             }
         }
-        self.held = 0;
+        self.over_since().is_some_and(|since| since + DOWNLINK_WAIT <= now)
     }
 
-    /// The next packet to send, encoded; `None` when there is none or the client's window is full.
-    pub fn next(&mut self, now: Instant) -> Option<Vec<u8>> {
+    /// Every message, oldest first.
+    pub fn all(&self) -> impl Iterator<Item = &Outgoing> {
+        self.window.iter().chain(&self.queue)
+    }
+
+    /// A message read from disk: it may have been sent before.
+    pub fn restore(&mut self, outgoing: Outgoing) {
+        if let Some(known) = self.window.iter_mut().find(|known| known.serial == outgoing.serial) {
+            self.bytes = self.bytes.saturating_sub(known.size());
+            self.bytes += outgoing.size();
+            *known = outgoing;
+        } else if self.window.len() < QUEUE_MAX + OUTBOUND_MAX + DOWNLINK_MAX {
+            self.bytes += outgoing.size();
+            self.window.push_back(outgoing);
+        }
+    }
+
+    /// A message read from disk was done.
+    pub fn restore_done(&mut self, serial: u64) {
+        if let Some(index) = self.window.iter().position(|known| known.serial == serial) {
+            self.bytes = self.bytes.saturating_sub(self.window.remove(index).map_or(0, |known| known.size()));
+        }
+    }
+
+    /// Nobody waits for this session any more: it ends.
+    pub fn release_holds(&mut self) {
+        self.window.iter_mut().chain(&mut self.queue).for_each(Outgoing::release);
+        self.over = 0;
+    }
+
+    /// Its connection is gone, but the session stays: only the disk is waited for now.
+    pub fn rely_on_disk(&mut self, ledger: &Ledger) {
+        for outgoing in self.window.iter_mut().chain(&mut self.queue) {
+            if let Some(hold) = &mut outgoing.hold {
+                hold.over = false;
+            }
+        }
+        self.over = 0;
+        self.release_kept(ledger);
+    }
+
+    /// A write has ended: who waits for what it made durable is told, and whoever may not wait for a failing disk.
+    pub fn release_kept(&mut self, ledger: &Ledger) {
+        for outgoing in self.window.iter_mut().chain(&mut self.queue) {
+            let local = outgoing.delivery.as_ref().is_none_or(|delivery| delivery.message.origin.is_some());
+            let safe = !ledger.on || (outgoing.kept > 0 && ledger.is_durable(outgoing.kept));
+            let waits = outgoing.hold.as_ref().is_some_and(|hold| !hold.over);
+            if waits && (safe || (local && ledger.failing)) {
+                outgoing.release();
+            }
+        }
+    }
+
+    /// The next packet to send, encoded; `None` when there is none, the client's window is full, or the disk must
+    /// have it first.
+    pub fn next(&mut self, now: Instant, ledger: &Ledger) -> Option<Vec<u8>> {
         loop {
             if self.sent >= self.peer.receive_max.min(OUTBOUND_MAX) && !self.only_qos_0_next() {
+                return None;
+            }
+            let next = self.window.get(self.sent).or(self.queue.front())?;
+            if !ledger.may_go_on(next.gate()) {
                 return None;
             }
             if self.sent < self.window.len() {
@@ -253,20 +389,23 @@ impl Session {
                 }
                 continue;
             }
-            let Queued { delivery, hold } = self.queue.pop_front()?;
-            if let Some((taken, _)) = hold {
-                self.held = self.held.saturating_sub(1);
-                taken.release();
+            let mut outgoing = self.queue.pop_front()?;
+            if let Some(hold) = &mut outgoing.hold {
+                self.over = self.over.saturating_sub(usize::from(hold.over));
+                hold.over = false;
+            }
+            if outgoing.kept > 0 && ledger.is_durable(outgoing.kept) {
+                outgoing.release();
             }
             self.complained &= !self.queue.is_empty();
-            if let Some(packet) = self.first_time(delivery, now) {
+            if let Some(packet) = self.first_time(outgoing, now) {
                 return Some(packet);
             }
         }
     }
 
     fn only_qos_0_next(&self) -> bool {
-        self.sent >= self.window.len() && self.queue.front().is_some_and(|queued| queued.delivery.qos == 0)
+        self.sent >= self.window.len() && self.queue.front().is_some_and(|next| next.id == 0)
     }
 
     /// Sends the next item of the window on a new connection.
@@ -282,39 +421,48 @@ impl Session {
                 Some(packet)
             }
             None => {
-                self.window.remove(self.sent).and_then(|outgoing| outgoing.delivery).inspect(|d| self.forget(d));
+                let outgoing = self.window.remove(self.sent);
+                outgoing.into_iter().for_each(|outgoing| self.forget(outgoing));
                 None
             }
         }
     }
 
-    fn first_time(&mut self, delivery: Delivery, now: Instant) -> Option<Vec<u8>> {
-        if delivery.message.expired(now) {
-            self.forget(&delivery);
-            return None;
-        }
-        let id = if delivery.qos == 0 { None } else { Some(self.unused_id()) };
-        let packet = encode(&self.peer, &delivery, id, false, now);
-        match (id, &packet) {
-            (Some(id), Some(_)) => {
-                self.window.push_back(Outgoing { id, delivery: Some(delivery) });
-                self.sent += 1;
-            }
-            // Sent once and for all, or larger than the client takes: as if it had been sent (section 3.1.2.11.4).
-            (None, _) | (_, None) => self.forget(&delivery),
+    fn first_time(&mut self, outgoing: Outgoing, now: Instant) -> Option<Vec<u8>> {
+        let delivery = outgoing.delivery.as_ref().filter(|delivery| !delivery.message.expired(now));
+        let id = Some(outgoing.id).filter(|id| *id != 0);
+        let packet = delivery.and_then(|delivery| encode(&self.peer, delivery, id, false, now));
+        if packet.is_some() && id.is_some() {
+            self.window.push_back(outgoing);
+            self.sent += 1;
+        } else {
+            // Sent once and for all, expired, or larger than the client takes: as if it had been sent (section
+            // 3.1.2.11.4).
+            self.forget(outgoing);
         }
         packet
     }
 
-    fn forget(&mut self, delivery: &Delivery) {
-        self.bytes = self.bytes.saturating_sub(delivery.message.size());
+    fn forget(&mut self, mut outgoing: Outgoing) {
+        outgoing.release();
+        self.bytes = self.bytes.saturating_sub(outgoing.size());
+        if outgoing.serial > 0 {
+            self.gone.push((outgoing.serial, outgoing.kept));
+        }
     }
 
-    /// The window is far smaller than the numbers, so this ends soon.
+    /// Tells the ledger which kept messages are gone.
+    pub fn note_gone(&mut self, id: &Arc<str>, ledger: &mut Ledger, now: Instant) {
+        for (serial, kept) in self.gone.drain(..) {
+            ledger.gone(Key::Message(Arc::clone(id), serial), kept, now);
+        }
+    }
+
+    /// Messages are far fewer than the numbers, so this ends soon.
     fn unused_id(&mut self) -> u16 {
         loop {
             self.last_id = self.last_id.checked_add(1).unwrap_or(1);
-            if self.window.iter().all(|outgoing| outgoing.id != self.last_id) {
+            if self.all().all(|outgoing| outgoing.id != self.last_id) {
                 return self.last_id;
             }
         }
@@ -326,18 +474,17 @@ impl Session {
         if index < self.sent {
             self.sent -= 1;
         }
-        if let Some(delivery) = self.window.remove(index).and_then(|outgoing| outgoing.delivery) {
-            self.forget(&delivery);
-        }
+        let outgoing = self.window.remove(index);
+        outgoing.into_iter().for_each(|outgoing| self.forget(outgoing));
     }
 
-    /// PUBREC: the client has the message, PUBREL is next. False where the identifier is unknown.
-    pub fn half_complete(&mut self, id: u16) -> bool {
-        let Some(outgoing) = self.window.iter_mut().find(|outgoing| outgoing.id == id) else { return false };
-        if let Some(delivery) = outgoing.delivery.take() {
-            self.forget(&delivery);
-        }
-        true
+    /// PUBREC: the client has the message, PUBREL is next. `None` where the identifier is unknown.
+    pub fn half_complete(&mut self, id: u16) -> Option<&mut Outgoing> {
+        let outgoing = self.window.iter_mut().find(|outgoing| outgoing.id == id)?;
+        outgoing.release();
+        self.bytes = self.bytes.saturating_sub(outgoing.size());
+        outgoing.delivery = None;
+        Some(outgoing)
     }
 
     /// Bytes waiting or on their way.
@@ -409,12 +556,12 @@ mod tests {
         for qos in [1, 2, 1, 0] {
             assert_eq!(session.enqueue(delivery(qos, 1), None, QUEUE_BYTES_MAX, now), Room::Queued);
         }
-        assert!(session.next(now).is_some() && session.next(now).is_some());
-        assert_eq!(session.next(now), None);
+        assert!(session.next(now, &Ledger::default()).is_some() && session.next(now, &Ledger::default()).is_some());
+        assert_eq!(session.next(now, &Ledger::default()), None);
         session.complete(1);
-        assert!(session.next(now).is_some() && session.next(now).is_some());
-        assert_eq!(session.next(now), None);
-        assert!(session.half_complete(2) && !session.half_complete(77));
+        assert!(session.next(now, &Ledger::default()).is_some() && session.next(now, &Ledger::default()).is_some());
+        assert_eq!(session.next(now, &Ledger::default()), None);
+        assert!(session.half_complete(2).is_some() && session.half_complete(77).is_none());
         session.complete(2);
         session.complete(3);
         assert_eq!((session.bytes, session.backlog(), session.sent), (0, 0, 0));
@@ -425,17 +572,17 @@ mod tests {
         let (mut session, now) = (session(10), Instant::now());
         session.enqueue(delivery(1, 1), None, QUEUE_BYTES_MAX, now);
         session.enqueue(delivery(2, 1), None, QUEUE_BYTES_MAX, now);
-        session.next(now);
-        session.next(now);
+        session.next(now, &Ledger::default());
+        session.next(now, &Ledger::default());
         session.half_complete(2);
         session.presence = away();
         session.enqueue(delivery(1, 1), None, QUEUE_BYTES_MAX, now);
         assert_eq!(session.enqueue(delivery(0, 1), None, QUEUE_BYTES_MAX, now), Room::NotKept);
         session.resume(Peer { version: Version::V311, ..session.peer }, Arc::default());
-        assert_eq!(session.next(now).unwrap(), [0x3a, 6, 0, 1, b't', 0, 1, b'x']);
-        assert_eq!(session.next(now).unwrap(), pubrel(2));
-        assert_eq!(session.next(now).unwrap(), [0x32, 6, 0, 1, b't', 0, 3, b'x']);
-        assert_eq!(session.next(now), None);
+        assert_eq!(session.next(now, &Ledger::default()).unwrap(), [0x3a, 6, 0, 1, b't', 0, 1, b'x']);
+        assert_eq!(session.next(now, &Ledger::default()).unwrap(), pubrel(2));
+        assert_eq!(session.next(now, &Ledger::default()).unwrap(), [0x32, 6, 0, 1, b't', 0, 3, b'x']);
+        assert_eq!(session.next(now, &Ledger::default()), None);
     }
 
     #[test]
@@ -443,7 +590,7 @@ mod tests {
         let (mut session, now) = (session(1), Instant::now());
         session.enqueue(delivery(1, 2000), None, QUEUE_BYTES_MAX, now);
         session.enqueue(delivery(1, 1), None, QUEUE_BYTES_MAX, now);
-        assert!(session.next(now).unwrap().len() < 20);
+        assert!(session.next(now, &Ledger::default()).unwrap().len() < 20);
         assert_eq!(session.window.len(), 1);
     }
 
@@ -462,11 +609,13 @@ mod tests {
         assert_eq!(session.patience_ends(), Some(now + DOWNLINK_WAIT));
         assert!(receiver.try_recv().is_err());
         for id in 1..=QUEUE_MAX as u16 {
-            session.next(now);
+            session.next(now, &Ledger::default());
             session.complete(id);
         }
         assert!(receiver.try_recv().is_err());
-        session.next(now);
+        session.next(now, &Ledger::default());
+        assert!(receiver.try_recv().is_err());
+        session.complete(QUEUE_MAX as u16 + 1);
         assert!(receiver.try_recv().is_ok() && session.patience_ends().is_none());
     }
 

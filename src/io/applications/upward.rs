@@ -1,7 +1,8 @@
 //! One client's messages on their way up: offered one after the other, acknowledged in the order they came.
 //!
 //! Several offers are open at a time; the next one is made as soon as the outbox has taken the one before, not when
-//! it has accepted it. Answers leave in order (MQTT section 4.6). Never acknowledges by itself, and never forgets a
+//! it has accepted it. Answers leave in order (MQTT section 4.6), and not before the persistent sessions that want the
+//! message too have it on disk. Never acknowledges by itself, and never forgets a
 //! message while it lives: what is left when a connection ends can be driven on to its end.
 
 use std::collections::VecDeque;
@@ -44,9 +45,9 @@ pub enum Task {
 /// See the file's head.
 pub struct Upward<O> {
     offers: O,
-    waiting: VecDeque<(Ack, usize, Task)>,
-    offering: Option<(Ack, usize, Offering)>,
-    open: VecDeque<(Ack, usize, Open)>,
+    waiting: VecDeque<(Ack, usize, Task, Kept)>,
+    offering: Option<(Ack, usize, Offering, Kept)>,
+    open: VecDeque<(Ack, usize, Open, Kept)>,
     /// Messages and bytes in all three.
     messages: usize,
     bytes: usize,
@@ -55,6 +56,9 @@ pub struct Upward<O> {
     /// Bytes of every client together.
     all_bytes: Arc<AtomicUsize>,
 }
+
+/// Resolves, with a value or without, when local sessions no longer hold the answer.
+type Kept = Option<oneshot::Receiver<()>>;
 
 type Offering = Pin<Box<dyn Future<Output = Offer> + Send>>;
 
@@ -79,6 +83,10 @@ impl<O: Offers> Upward<O> {
     }
 
     pub fn push(&mut self, ack: Ack, task: Task) {
+        self.push_kept(ack, task, None);
+    }
+
+    pub fn push_kept(&mut self, ack: Ack, task: Task, kept: Kept) {
         let size = match &task {
             Task::Offer(draft) => draft.payload.len() + draft.topic.len() + draft.properties.len(),
             Task::Answer(_) => 0,
@@ -88,7 +96,7 @@ impl<O: Offers> Upward<O> {
         self.all_bytes.fetch_add(size, Ordering::Relaxed);
         self.owed += usize::from(ack != Ack::None);
         self.pubacks_owed += usize::from(matches!(ack, Ack::Puback(_)));
-        self.waiting.push_back((ack, size, task));
+        self.waiting.push_back((ack, size, task, kept));
     }
 
     pub fn is_empty(&self) -> bool {
@@ -120,7 +128,7 @@ impl<O: Offers> Upward<O> {
     /// The next answer if it is there already.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<(Ack, Verdict)> {
         self.poll_offers(cx);
-        let Some((ack, size, open)) = self.open.front_mut() else { return Poll::Pending };
+        let Some((ack, size, open, kept)) = self.open.front_mut() else { return Poll::Pending };
         let verdict = match open {
             Open::Settled(verdict) => *verdict,
             Open::Accepting(accepted) => match Pin::new(accepted).poll(cx) {
@@ -131,6 +139,10 @@ impl<O: Offers> Upward<O> {
                 Poll::Ready(Err(_)) => Verdict::Refused(Refusal::Stopping),
             },
         };
+        *open = Open::Settled(verdict);
+        if verdict == Verdict::Accepted && kept.as_mut().is_some_and(|kept| Pin::new(kept).poll(cx).is_pending()) {
+            return Poll::Pending;
+        }
         let answer = (*ack, verdict);
         self.messages -= 1;
         self.bytes -= *size;
@@ -143,17 +155,19 @@ impl<O: Offers> Upward<O> {
 
     fn poll_offers(&mut self, cx: &mut Context<'_>) {
         loop {
-            if let Some((ack, size, future)) = &mut self.offering {
+            if let Some((ack, size, future, kept)) = &mut self.offering {
                 let Poll::Ready(offer) = future.as_mut().poll(cx) else { return };
-                self.open.push_back((*ack, *size, Open::Accepting(offer.accepted)));
+                self.open.push_back((*ack, *size, Open::Accepting(offer.accepted), kept.take()));
                 self.offering = None;
             }
             match self.waiting.pop_front() {
                 None => return,
-                Some((ack, size, Task::Answer(verdict))) => self.open.push_back((ack, size, Open::Settled(verdict))),
-                Some((ack, size, Task::Offer(draft))) => {
+                Some((ack, size, Task::Answer(verdict), kept)) => {
+                    self.open.push_back((ack, size, Open::Settled(verdict), kept));
+                }
+                Some((ack, size, Task::Offer(draft), kept)) => {
                     let offers = self.offers.clone();
-                    self.offering = Some((ack, size, Box::pin(async move { offers.offer(draft).await })));
+                    self.offering = Some((ack, size, Box::pin(async move { offers.offer(draft).await }), kept));
                 }
             }
         }

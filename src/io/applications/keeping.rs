@@ -1,0 +1,270 @@
+//! Keeps sessions and retained messages on disk, and brings them back.
+//!
+//! One task writes what the ledger says differs, as soon as somebody waits for it; nothing is written while nothing
+//! that is kept changes. A disk that fails is said once and asked again every few seconds, then with everything:
+//! meanwhile sessions live in memory, local clients go on, and only the cloud's messages for clients that are away stay
+//! unacknowledged. Wills are not kept: when the daemon stops or dies, its clients have not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep_until};
+
+use super::entry::{Entry, Moment, decode, encode};
+use super::ledger::{Key, Ledger, Soon};
+use super::router::{Shared, State};
+use super::session::{Outgoing, Presence, Reception, Session};
+use super::store::Store;
+use super::{FILTER_MAX, RETAINED_BYTES_MAX, RETAINED_MAX, SESSIONS_MAX, SUBSCRIPTIONS_MAX};
+use crate::outbox::Disk;
+use crate::topics;
+
+/// How soon a disk that failed is asked again.
+const WRITE_AGAIN: Duration = Duration::from_secs(5);
+
+/// A frame is closed once it is this long: what a power cut may take of a write that nobody relied on.
+const FRAME_TARGET: usize = 256 * 1024;
+
+/// The number of the write that what was read counts as.
+const READ: u64 = 1;
+
+/// Takes what a frame of the file says; false where it makes no sense.
+pub fn read_frame(state: &mut State, mut body: &[u8], moment: Moment) -> bool {
+    while !body.is_empty() {
+        let Some(entry) = decode(&mut body, moment) else { return false };
+        state.restore(entry, moment);
+    }
+    true
+}
+
+/// What one write says.
+struct Writing {
+    number: u64,
+    whole: bool,
+    bodies: Vec<Vec<u8>>,
+}
+
+/// Writes when something is due, until `finish` comes; then once more.
+pub async fn keep<D>(shared: Arc<Shared>, mut store: Store<D>, mut finish: oneshot::Receiver<()>)
+where
+    D: Disk + Send + 'static,
+    D::File: Send,
+{
+    let mut complained = false;
+    let mut last = false;
+    while !last {
+        let due = shared.with(|state| state.ledger.due());
+        tokio::select! {
+            biased;
+            _ = &mut finish => last = true,
+            () = shared.due.notified() => continue,
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+        }
+        let writing = shared.with(|state| state.write_down(&store, Moment::current()));
+        let number = writing.number;
+        let written = spawn_blocking(move || {
+            let result = match (writing.whole, writing.bodies.is_empty()) {
+                (false, true) => Ok(()),
+                (false, false) => store.append(&writing.bodies),
+                (true, _) => store.replace(&writing.bodies),
+            };
+            (store, result)
+        });
+        let Ok((back, result)) = written.await else { return };
+        store = back;
+        shared.with(|state| {
+            match &result {
+                Ok(()) => state.ledger.written(number),
+                Err(_) => state.ledger.failed(Instant::now() + WRITE_AGAIN),
+            }
+            state.write_ended();
+        });
+        match result {
+            Ok(()) if complained => {
+                complained = false;
+                log::info!("local MQTT sessions are kept on disk again");
+            }
+            Err(error) if !complained => {
+                complained = true;
+                log::error!("cannot keep local MQTT sessions: {error}; they live in memory, and it is tried again");
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+}
+
+impl State {
+    /// What was read is on disk; from now on changes are written.
+    pub fn begin_keeping(&mut self, now: Instant) {
+        self.ledger = Ledger::beginning_after(READ, std::mem::take(&mut self.ledger));
+        for (id, session) in &self.sessions {
+            if matches!(session.presence, Presence::Away { since, .. } if since == now) {
+                // It was here when the daemon ended, so the disk does not know since when it is away.
+                self.ledger.mark(Key::Session(Arc::clone(id)), Soon::Retained, now);
+            }
+        }
+    }
+
+    fn write_down<D: Disk>(&mut self, store: &Store<D>, moment: Moment) -> Writing {
+        let (number, ended, keys) = self.ledger.take();
+        let nothing = ended.is_empty() && keys.is_empty();
+        let whole = store.wants_all(self.live_bytes()) && !(nothing && self.is_empty() && !self.ledger.failing);
+        let mut frames = Frames { bodies: Vec::new(), moment };
+        if whole {
+            self.sessions.iter().for_each(|(id, session)| frames.session(id, session));
+            let retained = self.retained.values();
+            retained.for_each(|message| frames.push(&Entry::Retained { message: Arc::clone(message) }));
+        } else {
+            ended.into_iter().for_each(|id| frames.push(&Entry::Ended { id }));
+            keys.into_iter().filter_map(|key| self.entry(key, moment)).for_each(|entry| frames.push(&entry));
+        }
+        Writing { number, whole, bodies: frames.bodies }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.retained.is_empty() && !self.sessions.values().any(Session::persistent)
+    }
+
+    /// Roughly what a whole file would hold.
+    fn live_bytes(&self) -> u64 {
+        let sessions = self.sessions.values().filter(|session| session.persistent());
+        let filters = |session: &Session| session.subscriptions.keys().map(|filter| filter.len() + 64).sum::<usize>();
+        let bytes: usize = sessions.map(|session| 128 + session.bytes() + filters(session)).sum();
+        (bytes + self.retained_bytes) as u64
+    }
+
+    /// How something is now.
+    fn entry(&self, key: Key, moment: Moment) -> Option<Entry> {
+        let kept = |id: &Arc<str>| self.sessions.get(id).filter(|session| session.persistent());
+        match key {
+            Key::Session(id) => kept(&id).map(|session| session_entry(&id, session, moment)),
+            Key::Subscription(id, filter) => Some(match kept(&id)?.subscriptions.get(&filter) {
+                Some(subscription) => Entry::Subscribed { id, filter, subscription: *subscription },
+                None => Entry::Unsubscribed { id, filter },
+            }),
+            Key::Message(id, serial) => Some(match kept(&id)?.all().find(|outgoing| outgoing.serial == serial) {
+                Some(outgoing) => message_entry(&id, outgoing),
+                None => Entry::Done { id, serial },
+            }),
+            Key::Retained(topic) => Some(match self.retained.get(&topic) {
+                Some(message) => Entry::Retained { message: Arc::clone(message) },
+                None => Entry::Cleared { topic },
+            }),
+        }
+    }
+
+    /// Takes what was read. The limits hold for it as for everybody.
+    fn restore(&mut self, entry: Entry, moment: Moment) {
+        match entry {
+            Entry::Session { id, user, expiry, away_since, last_id, received } => {
+                if self.sessions.len() >= SESSIONS_MAX && !self.sessions.contains_key(&id) {
+                    return;
+                }
+                let session = self.sessions.entry(id).or_insert_with(|| Session::away(moment.now));
+                let ago = Duration::from_millis(away_since.map_or(0, |since| moment.wall.saturating_sub(since)));
+                session.user = user;
+                session.expiry = expiry;
+                session.last_id = last_id;
+                session.received = received.into_iter().map(|packet| (packet, Reception::Accepted)).collect();
+                session.presence = Presence::Away {
+                    since: moment.now.checked_sub(ago).unwrap_or(moment.now),
+                    expires: expiry.map(|expiry| moment.now + expiry.saturating_sub(ago)),
+                    will_due: None,
+                };
+            }
+            Entry::Ended { id } => drop(self.sessions.remove(&id)),
+            Entry::Subscribed { id, filter, subscription } => {
+                let Some(session) = self.sessions.get_mut(&id) else { return };
+                let room = session.subscriptions.len() < SUBSCRIPTIONS_MAX && filter.len() <= FILTER_MAX;
+                if room && topics::valid_filter(&filter) {
+                    session.subscriptions.insert(filter, subscription);
+                }
+            }
+            Entry::Unsubscribed { id, filter } => {
+                self.sessions.get_mut(&id).map(|session| session.subscriptions.remove(&filter));
+            }
+            Entry::Queued { id, serial, packet, delivery } => {
+                self.ledger.saw_serial(serial);
+                if let Some(session) = self.sessions.get_mut(&id) {
+                    let mut outgoing = Outgoing::new(serial, packet, delivery);
+                    outgoing.kept = READ;
+                    session.restore(outgoing);
+                }
+            }
+            Entry::Done { id, serial } => {
+                self.ledger.saw_serial(serial);
+                if let Some(session) = self.sessions.get_mut(&id) {
+                    session.restore_done(serial);
+                }
+            }
+            Entry::Retained { message } => {
+                let old = self.retained.remove(&message.topic).map_or(0, |old| old.size());
+                self.retained_bytes = self.retained_bytes.saturating_sub(old);
+                let bytes = self.retained_bytes + message.size();
+                if self.retained.len() < RETAINED_MAX && bytes <= RETAINED_BYTES_MAX {
+                    self.retained_bytes = bytes;
+                    self.retained.insert(message.topic.clone(), message);
+                }
+            }
+            Entry::Cleared { topic } => {
+                let old = self.retained.remove(&topic).map_or(0, |old| old.size());
+                self.retained_bytes = self.retained_bytes.saturating_sub(old);
+            }
+        }
+    }
+}
+
+fn session_entry(id: &Arc<str>, session: &Session, moment: Moment) -> Entry {
+    let away_since = match session.presence {
+        Presence::Here(_) => None,
+        Presence::Away { since, .. } => Some(moment.to_wall(since)),
+    };
+    let received = session.received.iter().filter(|(_, reception)| **reception == Reception::Accepted);
+    Entry::Session {
+        id: Arc::clone(id),
+        user: session.user.clone(),
+        expiry: session.expiry,
+        away_since,
+        last_id: session.last_id,
+        received: received.map(|(packet, _)| *packet).collect(),
+    }
+}
+
+fn message_entry(id: &Arc<str>, outgoing: &Outgoing) -> Entry {
+    let (serial, packet, delivery) = (outgoing.serial, outgoing.id, outgoing.delivery.clone());
+    Entry::Queued { id: Arc::clone(id), serial, packet, delivery }
+}
+
+struct Frames {
+    bodies: Vec<Vec<u8>>,
+    moment: Moment,
+}
+
+impl Frames {
+    fn push(&mut self, entry: &Entry) {
+        match self.bodies.last_mut() {
+            Some(body) if body.len() < FRAME_TARGET => encode(body, entry, self.moment),
+            Some(_) | None => {
+                let mut body = Vec::new();
+                encode(&mut body, entry, self.moment);
+                self.bodies.push(body);
+            }
+        }
+    }
+
+    fn session(&mut self, id: &Arc<str>, session: &Session) {
+        if !session.persistent() {
+            return;
+        }
+        self.push(&session_entry(id, session, self.moment));
+        for (filter, subscription) in &session.subscriptions {
+            let (id, filter) = (Arc::clone(id), filter.clone());
+            self.push(&Entry::Subscribed { id, filter, subscription: *subscription });
+        }
+        for outgoing in session.all().filter(|outgoing| outgoing.serial > 0) {
+            self.push(&message_entry(id, outgoing));
+        }
+    }
+}
