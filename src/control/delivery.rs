@@ -23,6 +23,9 @@ const UNKEPT_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Bounds of the automatic `outbox.late` (R-TX-1).
 const LATE_LEAST: Duration = Duration::from_millis(100);
 const LATE_MOST: Duration = Duration::from_secs(1);
+/// After a message was late the next ones wait no longer than the least, for this long: an application that may have so many
+/// open would otherwise be read only so often a second (R-TX-1).
+const SLOW_KEPT: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug)]
 struct Sent {
@@ -89,6 +92,8 @@ pub struct Delivery {
     /// Messages sent that may have been sent before.
     repeated: u64,
     late: Duration,
+    /// The cloud is late again and again until then: what comes meanwhile need not wait as long to learn it.
+    slow_until: Instant,
 }
 
 impl Delivery {
@@ -112,6 +117,7 @@ impl Delivery {
             rejected: 0,
             repeated: 0,
             late: LATE_MOST,
+            slow_until: Instant::default(),
         }
     }
 
@@ -209,7 +215,7 @@ impl Delivery {
     pub fn deadline(&self) -> Option<Instant> {
         match (self.store, self.line) {
             (Store::Works, Line::Open { .. } | Line::Finishing { .. }) => {
-                self.unkept.iter().find(|u| !u.appended).map(|u| u.at + self.late)
+                self.unkept.iter().find(|u| !u.appended).map(|u| u.at + self.patience(u.at))
             }
             (Store::Works | Store::Full | Store::Fails, _) => None,
         }
@@ -297,15 +303,25 @@ impl Delivery {
             return;
         }
         let away = self.line == Line::Shut;
-        for unkept in self.unkept.iter_mut().skip_while(|u| u.appended) {
-            if !away && turn.now < unkept.at + self.late {
+        for at in 0..self.unkept.len() {
+            let Some(unkept) = self.unkept.get(at).copied().filter(|u| !u.appended) else { continue };
+            let late = turn.now >= unkept.at + self.patience(unkept.at);
+            if !away && !late {
                 break;
             }
-            if !unkept.appended {
-                unkept.appended = true;
-                turn.ask(Action::Append { seq: unkept.seq });
+            if !away {
+                self.slow_until = turn.now + SLOW_KEPT;
             }
+            if let Some(unkept) = self.unkept.get_mut(at) {
+                unkept.appended = true;
+            }
+            turn.ask(Action::Append { seq: unkept.seq });
         }
+    }
+
+    /// How long a message that came then may wait for the cloud.
+    fn patience(&self, at: Instant) -> Duration {
+        if at < self.slow_until { self.late.min(LATE_LEAST) } else { self.late }
     }
 
     fn wait_last(&mut self, seq: Seq) {
@@ -412,6 +428,24 @@ mod tests {
             assert_eq!(turn(1, |t| delivery.answered(t, &event)), []);
         }
         assert!(!delivery.is_empty());
+    }
+
+    #[test]
+    fn after_one_late_answer_the_next_messages_are_kept_sooner_for_a_while() {
+        let mut delivery = Delivery::restore(&[], 0);
+        turn(0, |t| delivery.open(t, Attempt(1), 10));
+        let offer = |delivery: &mut Delivery, at: u64| {
+            turn(at, |t| delivery.step(t, &Event::Offered { ticket: Ticket(at), size: 1 }));
+        };
+        let kept = |delivery: &mut Delivery, at: u64| {
+            turn(at, |t| delivery.step(t, &Event::DeadlineReached)).iter().any(|a| matches!(a, Action::Append { .. }))
+        };
+        offer(&mut delivery, 0);
+        assert_eq!((kept(&mut delivery, 999), kept(&mut delivery, 1_000)), (false, true));
+        offer(&mut delivery, 1_500);
+        assert_eq!((kept(&mut delivery, 1_599), kept(&mut delivery, 1_600)), (false, true));
+        offer(&mut delivery, 7_000);
+        assert_eq!((kept(&mut delivery, 7_999), kept(&mut delivery, 8_000)), (false, true));
     }
 
     #[test]
