@@ -1,4 +1,4 @@
-//! The configuration: TOML in, values that cannot be wrong out.
+//! The configuration: TOML in, values that cannot be wrong out. Long, because every section's values stand in one place.
 //!
 //! What stands here has been checked: every duration is in its range, every name is a name, `{hostname}` and
 //! `{machine-id}` are expanded. Adapters take the part they need and read nothing else.
@@ -9,6 +9,7 @@
 
 mod check;
 mod forecast;
+mod lanes;
 mod nearest;
 mod reader;
 mod schema;
@@ -23,7 +24,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use switchback_control::{Class, Name, Settings};
+use switchback_control::{Class, Lane, Name, Settings};
 
 pub use forecast::{BROWN_OUT, Cost, HANDSHAKE, HANDSHAKE_FULL, PING, WorstCase, costs, round_trips, worst_cases};
 pub use nearest::nearest;
@@ -44,6 +45,9 @@ pub const SHIPPED: &str = include_str!("../config/switchback.toml");
 /// `cloud.linger`, where mode on-demand does not say.
 const LINGER: Duration = Duration::from_secs(60);
 
+/// `outbox.max_size`, unless told otherwise: bytes.
+const OUTBOX_MAX_SIZE: u64 = 256 << 20;
+
 /// `outbox.commit_interval`, where durability batch does not say.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -58,6 +62,8 @@ pub struct Config {
     /// The same for single interfaces, whole: the class's values with the interface's own laid over them.
     pub named: Vec<(Name, UplinkConfig)>,
     pub outbox: OutboxConfig,
+    /// The queues of the outbox, as in `settings.lanes`; the first is class `normal` over any uplink.
+    pub lanes: Vec<LaneConfig>,
     pub publish: Vec<PublishRule>,
     pub subscribe: Vec<SubscribeRule>,
     pub local: LocalConfig,
@@ -103,7 +109,18 @@ pub struct Server {
 pub struct UplinkConfig {
     /// What else belongs to this class; only for classes.
     pub matches: Vec<Match>,
+    /// How fast applications' messages may go out (R-TX-11).
+    pub rate: Rate,
     pub socket: SocketOptions,
+}
+
+/// `uplink.X.max_rate` and `max_messages`: what is faster waits, and nothing is dropped. `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rate {
+    /// Bytes a second, MQTT's own included.
+    pub bytes: Option<u64>,
+    /// Messages a second.
+    pub messages: Option<u64>,
 }
 
 /// One `match` rule.
@@ -136,15 +153,52 @@ pub struct OutboxConfig {
     pub commit_interval: Option<Duration>,
 }
 
+/// One lane of the outbox, beside its `LaneRules`: a class, on certain uplinks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaneConfig {
+    /// Its class's name.
+    pub class: String,
+    /// Its directory below the state directory: tells class and uplinks, so that no change of the configuration strands
+    /// what waits there. Empty for a lane that lives in memory.
+    pub directory: String,
+    /// Bytes on disk.
+    pub max_size: u64,
+    /// How old a message may get (R-SF-6); `None` keeps it.
+    pub max_age: Option<Duration>,
+}
+
 /// `[[publish]]`: first match wins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublishRule {
     /// Local topic filter.
     pub topic: String,
-    /// 0 or 1.
+    /// 0 to 2.
     pub qos: u8,
     /// Cloud topic with `{topic}` left in; the rest is expanded.
     pub to: String,
+    /// Its class, on its uplinks.
+    pub lane: Lane,
+    /// How old a message may get; `None` keeps it.
+    pub max_age: Option<Duration>,
+    /// `offline = "refuse"`: nothing is taken while no session is open.
+    pub online_only: bool,
+    /// `answer = "cloud"`: the application is answered when the cloud has the message, and not before (R-TX-3, suspend).
+    pub await_cloud: bool,
+}
+
+impl Default for PublishRule {
+    /// What holds without any rule.
+    fn default() -> PublishRule {
+        PublishRule {
+            topic: "#".into(),
+            qos: 1,
+            to: "{topic}".into(),
+            lane: Lane(0),
+            max_age: None,
+            online_only: false,
+            await_cloud: false,
+        }
+    }
 }
 
 /// `[[subscribe]]`.
@@ -166,6 +220,18 @@ pub struct LocalConfig {
     pub password_file: Option<PathBuf>,
     /// Rules for topics, as in mosquitto; `None` allows all.
     pub acl_file: Option<PathBuf>,
+    /// A broker on this machine that serves the applications in place of our listener.
+    pub broker: Option<LocalBroker>,
+}
+
+/// `local.broker` and what belongs to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalBroker {
+    /// On a loopback address or a name of one; never TLS.
+    pub server: Server,
+    /// Default: none, for a broker that lets everybody in.
+    pub username: Option<String>,
+    pub password_file: Option<PathBuf>,
 }
 
 /// Why a configuration is refused.
@@ -241,7 +307,9 @@ impl Config {
 
     /// The defaults before anything is read; the client identifier is a stand-in that `check` replaces.
     fn builtin() -> Config {
-        let settings = Settings::default();
+        let mut settings = Settings::default();
+        let lanes;
+        (settings.lanes, lanes) = lanes::builtin(OUTBOX_MAX_SIZE);
         Config {
             cloud: Cloud {
                 servers: Vec::new(),
@@ -257,17 +325,20 @@ impl Config {
             },
             classes: Class::ALL.map(|class| UplinkConfig {
                 matches: Vec::new(),
+                rate: Rate::default(),
                 socket: SocketOptions::of(class, switchback_control::Uplink::of(class).keep_alive),
             }),
             settings,
             named: Vec::new(),
-            outbox: OutboxConfig { max_size: 256 << 20, commit_interval: None },
+            outbox: OutboxConfig { max_size: OUTBOX_MAX_SIZE, commit_interval: None },
+            lanes,
             publish: Vec::new(),
             subscribe: Vec::new(),
             local: LocalConfig {
                 mqtt: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 1883))),
                 password_file: None,
                 acl_file: None,
+                broker: None,
             },
             status_listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8730))),
             hash: String::new(),

@@ -9,21 +9,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use switchback_control::{Event, Seq, Ticket};
+use switchback_control::{Event, Lane, Parcel, Seq, Ticket};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::outbox::{MAX_RECORD, Record};
 
 /// A message as an application offers it, topic already mapped to the cloud's.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Draft {
     pub topic: String,
     pub payload: Vec<u8>,
-    /// Towards the cloud: 0 or 1.
+    /// Towards the cloud: 0 to 2. What is 2 is never sent before it is durable.
     pub qos: u8,
     pub retain: bool,
-    /// MQTT 5 properties as the protocol's bytes (`io::packet::properties_to_bytes`).
+    /// MQTT 5 properties as the protocol's bytes (`io::packet::properties_to_bytes`). A message expiry interval among
+    /// them is how long it may wait here and at the server together, from its acceptance on (R-SF-6).
     pub properties: Vec<u8>,
+    /// The queue it waits in.
+    pub lane: Lane,
+    /// Not taken while no session is open (R-TX-2).
+    pub online_only: bool,
 }
 
 /// Why an offer was not taken.
@@ -31,16 +36,32 @@ pub struct Draft {
 pub enum Refusal {
     /// The outbox is full or its disk fails, and the cloud is away.
     Full,
+    /// Its class is full and drops what comes last, or it was the oldest where the oldest goes.
+    Dropped,
+    /// It asked for a session, and there is none.
+    NotConnected,
     /// Larger than a record of the outbox may be.
     TooLarge,
     /// The daemon is stopping.
     Stopping,
 }
 
+impl From<switchback_control::Refusal> for Refusal {
+    fn from(refusal: switchback_control::Refusal) -> Refusal {
+        match refusal {
+            switchback_control::Refusal::Full => Refusal::Full,
+            switchback_control::Refusal::Dropped => Refusal::Dropped,
+            switchback_control::Refusal::NotConnected => Refusal::NotConnected,
+        }
+    }
+}
+
 /// What became of an offer: first `accepted`, later `delivered`.
 pub struct Offer {
     /// Resolves when the message is durable or the cloud has it (R-SF-3), or is refused.
     pub accepted: oneshot::Receiver<Result<Seq, Refusal>>,
+    /// Resolves when its last byte was handed to the kernel; closed without a value when it never will be.
+    pub sent: oneshot::Receiver<()>,
     /// Resolves when the cloud has acknowledged it; closed without a value when it never will.
     pub delivered: oneshot::Receiver<()>,
 }
@@ -67,11 +88,33 @@ pub type Downlinks = mpsc::Sender<Downlink>;
 /// A message as it is kept and sent.
 pub type Body = Arc<Record>;
 
+/// One message of QoS 2 on its way (MQTT 5.0 section 4.3.3): durable in front of each step that cannot be repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pledge {
+    pub seq: Seq,
+    /// Packet identifier, one of `PLEDGED`.
+    pub id: u16,
+    /// PUBREC came: from now on only PUBREL may be sent.
+    pub received: bool,
+}
+
+/// The identifiers of messages of QoS 2, one place on disk for each: as many as may be on their way at once.
+pub const PLEDGED: std::ops::RangeInclusive<u16> = 64_001..=64_256;
+
 /// What the store is asked for.
 pub enum StoreJob {
     Append(Body),
     Fetch(Seq, oneshot::Sender<Option<Body>>),
+    /// Everything of its lane up to here may be forgotten.
     Release(Seq),
+    /// Keep this message and why the server will never take it, beside the outbox.
+    SetAside(Seq, String),
+    /// Make it durable that this message has this identifier, or that the server has received it; told whether it is.
+    Pledge(Pledge, oneshot::Sender<bool>),
+    /// The exchange under this identifier is over.
+    Redeem(u16),
+    /// The server has forgotten its session: no exchange is open.
+    RedeemAll,
     /// Write what is left and end.
     Finish,
 }
@@ -82,6 +125,7 @@ const RECORD_OVERHEAD: usize = 256;
 struct Offered {
     draft: Draft,
     accepted: oneshot::Sender<Result<Seq, Refusal>>,
+    sent: oneshot::Sender<()>,
     delivered: oneshot::Sender<()>,
 }
 
@@ -94,8 +138,13 @@ struct Bodies {
     unkept: HashMap<Ticket, (Seq, oneshot::Sender<Result<Seq, Refusal>>)>,
     /// In memory: not in the store, or not yet for sure.
     held: BTreeMap<Seq, Body>,
-    /// Who waits for the cloud's acknowledgement; those who do not have dropped their end.
+    /// Who waits for the last byte to leave, and for the cloud's acknowledgement; those who do not have dropped their end.
+    sent: BTreeMap<Seq, oneshot::Sender<()>>,
     delivered: BTreeMap<Seq, oneshot::Sender<()>>,
+    /// Why the server rejected a message that is not yet set aside.
+    rejected: BTreeMap<Seq, String>,
+    /// The last part of the identity that was given out.
+    named: u64,
 }
 
 struct Inner {
@@ -122,21 +171,24 @@ impl Corridor {
     /// An application offers a message.
     pub async fn offer(&self, draft: Draft) -> Offer {
         let (accept, accepted) = oneshot::channel();
+        let (send, sent) = oneshot::channel();
         let (deliver, delivered) = oneshot::channel();
-        let offer = Offer { accepted, delivered };
+        let offer = Offer { accepted, sent, delivered };
         let size = draft.topic.len() + draft.payload.len() + draft.properties.len() + RECORD_OVERHEAD;
         if size as u64 > MAX_RECORD {
             let _ = accept.send(Err(Refusal::TooLarge));
             return offer;
         }
+        let parcel =
+            Parcel { lane: draft.lane, size: size as u32, exact: draft.qos == 2, online_only: draft.online_only };
         let ticket = {
             let mut bodies = self.lock();
             bodies.next_ticket += 1;
             let ticket = Ticket(bodies.next_ticket);
-            bodies.offered.insert(ticket, Offered { draft, accepted: accept, delivered: deliver });
+            bodies.offered.insert(ticket, Offered { draft, accepted: accept, sent: send, delivered: deliver });
             ticket
         };
-        if self.0.events.send(Event::Offered { ticket, size: size as u32 }).await.is_err() {
+        if self.0.events.send(Event::Offered { ticket, parcel }).await.is_err() {
             self.refuse(ticket, Refusal::Stopping);
         }
         offer
@@ -157,6 +209,7 @@ impl Corridor {
         let mut bodies = self.lock();
         let Some(offered) = bodies.offered.remove(&ticket) else { return };
         let draft = offered.draft;
+        bodies.named += 1;
         let body = Record {
             seq,
             accepted: wall_millis(),
@@ -165,11 +218,14 @@ impl Corridor {
             qos: draft.qos,
             retain: draft.retain,
             class: 0,
-            id: format!("{}.{}", self.0.identity, seq.0),
+            id: format!("{}.{}", self.0.identity, bodies.named),
             properties: draft.properties,
         };
         bodies.held.insert(seq, Arc::new(body));
         bodies.unkept.insert(ticket, (seq, offered.accepted));
+        if !offered.sent.is_closed() {
+            bodies.sent.insert(seq, offered.sent);
+        }
         if !offered.delivered.is_closed() {
             bodies.delivered.insert(seq, offered.delivered);
         }
@@ -190,34 +246,77 @@ impl Corridor {
         }
     }
 
-    /// `Action::Refuse`: tell the application.
+    /// `Action::Refuse`: tell the application. An admitted message may be refused as well, when it is given up before it
+    /// was kept.
     pub fn refuse(&self, ticket: Ticket, refusal: Refusal) {
-        if let Some(offered) = self.lock().offered.remove(&ticket) {
+        let mut bodies = self.lock();
+        let offered = bodies.offered.remove(&ticket).map(|offered| offered.accepted);
+        let told = offered.or_else(|| bodies.unkept.remove(&ticket).map(|(_, told)| told));
+        if let Some(told) = told {
             self.0.refused.fetch_add(1, Ordering::Relaxed);
-            let _ = offered.accepted.send(Err(refusal));
+            let _ = told.send(Err(refusal));
         }
     }
 
-    /// `Action::Release`: everything up to here may be forgotten.
+    /// `Action::Discard`: these messages of one lane will never be sent; whoever waits for that waits in vain.
+    pub fn discard(&self, from: Seq, through: Seq) {
+        let mut bodies = self.lock();
+        cut(&mut bodies.held, from, through);
+        cut(&mut bodies.sent, from, through);
+        cut(&mut bodies.delivered, from, through);
+    }
+
+    /// `Action::Release`: everything of this lane up to here may be forgotten.
     pub fn release(&self, through: Seq) {
         let mut bodies = self.lock();
-        bodies.held = bodies.held.split_off(&Seq(through.0.saturating_add(1)));
-        let later = bodies.delivered.split_off(&Seq(through.0.saturating_add(1)));
-        for (_, told) in std::mem::replace(&mut bodies.delivered, later) {
+        let first = Seq::new(through.lane(), 0);
+        cut(&mut bodies.held, first, through);
+        cut(&mut bodies.sent, first, through);
+        for (_, told) in cut(&mut bodies.delivered, first, through) {
             let _ = told.send(());
         }
         let _ = self.0.store.send(StoreJob::Release(through));
     }
 
-    /// `Action::SetAside`: the server will never take it; whoever waits for its delivery waits in vain.
-    pub fn set_aside(&self, seq: Seq) {
-        self.lock().delivered.remove(&seq);
+    /// The last byte of this message was handed to the kernel.
+    pub fn sent(&self, seq: Seq) {
+        if let Some(told) = self.lock().sent.remove(&seq) {
+            let _ = told.send(());
+        }
     }
 
-    /// The store has everything up to here: it need not be held in memory as well.
-    pub fn stored(&self, through: Seq) {
+    /// The server will never take this message, and says why; the heart is told by an event.
+    pub fn rejected(&self, seq: Seq, why: String) {
+        self.lock().rejected.insert(seq, why);
+    }
+
+    /// `Action::SetAside`: the server will never take it; whoever waits for its delivery waits in vain.
+    pub fn set_aside(&self, seq: Seq) {
         let mut bodies = self.lock();
-        bodies.held = bodies.held.split_off(&Seq(through.0.saturating_add(1)));
+        bodies.delivered.remove(&seq);
+        let why = bodies.rejected.remove(&seq).unwrap_or_default();
+        let _ = self.0.store.send(StoreJob::SetAside(seq, why));
+    }
+
+    /// Makes one step of QoS 2 durable; false when the disk cannot, and then only memory knows.
+    pub async fn pledge(&self, pledge: Pledge) -> bool {
+        let (answer, kept) = oneshot::channel();
+        self.0.store.send(StoreJob::Pledge(pledge, answer)).is_ok() && kept.await.unwrap_or(false)
+    }
+
+    /// The exchange under this identifier is over.
+    pub fn redeem(&self, id: u16) {
+        let _ = self.0.store.send(StoreJob::Redeem(id));
+    }
+
+    /// The server has forgotten its session: no exchange is open.
+    pub fn redeem_all(&self) {
+        let _ = self.0.store.send(StoreJob::RedeemAll);
+    }
+
+    /// The store has everything of this lane up to here: it need not be held in memory as well.
+    pub fn stored(&self, through: Seq) {
+        cut(&mut self.lock().held, Seq::new(through.lane(), 0), through);
     }
 
     /// The daemon is stopping: the store writes what it was asked to write, and ends.
@@ -227,7 +326,7 @@ impl Corridor {
 
     /// When the oldest message in memory was accepted: milliseconds since the epoch.
     pub fn oldest_held(&self) -> Option<u64> {
-        self.lock().held.values().next().map(|b| b.accepted)
+        self.lock().held.values().map(|body| body.accepted).min()
     }
 
     /// Offers refused since the start.
@@ -239,6 +338,13 @@ impl Corridor {
         // Nothing panics while the lock is held; a poisoned one still guards whole values.
         self.0.bodies.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Takes out what lies between these two, both included.
+fn cut<V>(map: &mut BTreeMap<Seq, V>, from: Seq, through: Seq) -> BTreeMap<Seq, V> {
+    let mut out = map.split_off(&from);
+    map.append(&mut out.split_off(&Seq(through.0.saturating_add(1))));
+    out
 }
 
 /// Milliseconds since the epoch by the wall clock; zero before it.

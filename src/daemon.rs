@@ -15,7 +15,7 @@ use tokio::sync::{broadcast, mpsc};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::api::Call;
-use crate::corridor::{Corridor, Draft, Offer, Refusal};
+use crate::corridor::{Corridor, Draft, Offer};
 use crate::desk::Desk;
 use crate::io::applications::Offers;
 use crate::io::black_box::BlackBox;
@@ -168,7 +168,8 @@ impl Daemon {
             Action::Transmit { attempt, seq, again } => cloud.transmit(attempt, seq, again),
             Action::Append { seq } => corridor.append(seq),
             Action::Accept { ticket } => corridor.accept(ticket),
-            Action::Refuse { ticket } => corridor.refuse(ticket, Refusal::Full),
+            Action::Refuse { ticket, refusal } => corridor.refuse(ticket, refusal.into()),
+            Action::Discard { from, through } => corridor.discard(from, through),
             Action::Release { through } => corridor.release(through),
             Action::SetAside { seq } => corridor.set_aside(seq),
             Action::Answer { request, outcome } => self.desk.settle(request, outcome),

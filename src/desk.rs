@@ -23,7 +23,7 @@ use crate::corridor::{Corridor, Draft, Refusal};
 use crate::daemon::Hands;
 use crate::io::black_box::{BlackBox, Query};
 use crate::picture::{Picture, wall_clock};
-use crate::topics::{Way, way_up};
+use crate::sorting::{Local, Way, sort};
 
 /// Calls that wait for the heart at once. More are told to come back.
 const WAITING_MAX: usize = 64;
@@ -207,8 +207,9 @@ impl Desk {
 
     /// A message of an operator goes the way of an application's.
     fn publish(&self, reply: Asker, topic: &str, payload: Vec<u8>, retain: bool, wait: PublishStage, limit: Duration) {
-        let (topic, qos) = match way_up(&self.config.publish, topic) {
-            Way::Up { topic, qos } => (topic, qos),
+        let message = Local { topic: topic.to_owned(), payload, retain, properties: Vec::new() };
+        let draft = match sort(&self.config, message) {
+            Way::Up { draft, .. } => draft,
             Way::Local => {
                 let message = format!("no [[publish]] rule sends \"{topic}\" to the cloud");
                 return answer(reply, Err(Failure::failed(message, None)));
@@ -218,7 +219,7 @@ impl Desk {
                 return answer(reply, Err(Failure::failed(message, None)));
             }
         };
-        let (corridor, draft) = (self.corridor.clone(), Draft { topic, payload, qos, retain, properties: Vec::new() });
+        let corridor = self.corridor.clone();
         tokio::spawn(async move {
             let mut stage = None;
             let result = timeout(limit, follow(&corridor, draft, wait, &mut stage)).await;
@@ -271,7 +272,8 @@ async fn follow(
     let offer = corridor.offer(draft).await;
     match offer.accepted.await {
         Ok(Ok(_)) => *stage = Some(PublishStage::Stored),
-        Ok(Err(Refusal::Full | Refusal::TooLarge)) => return PublishResult::WouldBlock,
+        Ok(Err(Refusal::Full | Refusal::Dropped | Refusal::TooLarge)) => return PublishResult::WouldBlock,
+        Ok(Err(Refusal::NotConnected)) => return PublishResult::NotConnected,
         Ok(Err(Refusal::Stopping)) | Err(_) => return PublishResult::Lost,
     }
     if wait == PublishStage::Stored {
@@ -358,7 +360,7 @@ fn answer(asker: Asker, reply: Reply) {
 
 #[cfg(test)]
 mod tests {
-    use switchback_control::{Instant, Saved, Settings, Unreleased};
+    use switchback_control::{Instant, Saved, Settings};
 
     use super::*;
 
@@ -369,7 +371,7 @@ mod tests {
     /// The walk is eth0, wlan0, wwan0.
     fn over(uplink: Option<&str>) -> Status {
         let (saved, start) = (Saved::default(), Instant::default());
-        let control = Control::restore(Settings::default(), saved, &Unreleased::default(), 0, 1, start);
+        let control = Control::restore(Settings::default(), saved, &[], 0, 1, start);
         let walk = ["eth0", "wlan0", "wwan0"].map(name).to_vec();
         Status { uplink: uplink.map(name), walk, ..control.status() }
     }

@@ -178,6 +178,10 @@ fn tells_something(event: &Event, deeds: bool) -> bool {
         Event::Heard { .. }
         | Event::Ponged { .. }
         | Event::Acked { .. }
+        | Event::Completed { .. }
+        | Event::Expired { .. }
+        | Event::LaneFull { .. }
+        | Event::LaneRoomy { .. }
         | Event::Offered { .. }
         | Event::Stored { .. }
         | Event::Drained { .. }
@@ -198,6 +202,7 @@ fn tells_something(event: &Event, deeds: bool) -> bool {
         | Event::Settled { .. }
         | Event::Closed { .. }
         | Event::Rejected { .. }
+        | Event::Recovered { .. }
         | Event::StorageFailed { .. }
         | Event::StorageHealed
         | Event::Asked(_) => true,

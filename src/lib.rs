@@ -13,6 +13,7 @@ pub mod io;
 pub mod journal;
 pub mod outbox;
 pub mod picture;
+pub mod sorting;
 pub mod topics;
 pub mod uplinks;
 pub use switchback_control as control;

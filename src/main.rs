@@ -140,7 +140,7 @@ async fn serve(config: Config, places: &Places) -> io::Result<()> {
     let page = config.status_listen.map(|at| tokio::spawn(status_page::serve(at, picture.subscribe(), calls)));
 
     let unreleased = storage::unreleased(&recovered);
-    let control = Control::restore(config.settings.clone(), saved.load(), &unreleased, 0, seed(), clock::now());
+    let control = Control::restore(config.settings.clone(), saved.load(), &[unreleased], 0, seed(), clock::now());
     let daemon = Daemon {
         control,
         hands,

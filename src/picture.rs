@@ -96,9 +96,9 @@ impl Picture {
         let mut report = api::status_document(&status, &Live::default(), wall_clock()).remove("last_outage")?;
         let report = report.as_object_mut()?;
         report.insert("queued".into(), status.delivery.messages.into());
-        report.insert("dropped".into(), 0.into());
+        report.insert("dropped".into(), (status.delivery.dropped + status.delivery.expired).into());
         let payload = serde_json::to_vec(report).ok()?;
-        Some(Draft { topic: format!("{base}/outage"), payload, qos: 1, retain: false, properties: Vec::new() })
+        Some(Draft { topic: format!("{base}/outage"), payload, qos: 1, ..Draft::default() })
     }
 
     fn live(&self, status: &switchback_control::Status, hands: &Hands) -> Live {
@@ -131,8 +131,7 @@ impl Picture {
         let outbox = LiveOutbox {
             bytes: self.figures.bytes.load(Ordering::Relaxed),
             oldest_accepted: stored.into_iter().chain(hands.corridor.oldest_held()).min().map(u64::cast_signed),
-            // Nothing accepted is ever given up in this version.
-            dropped: Some(0),
+            dropped: Some(status.delivery.dropped + status.delivery.expired),
         };
         Live { uplinks, session, outbox, switches: self.switches.clone() }
     }

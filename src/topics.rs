@@ -88,10 +88,11 @@ pub fn mapped(to: &str, filter: &str, topic: &str) -> String {
 
 /// Where a local message goes in the cloud.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Way<'r> {
     Up {
         topic: String,
-        qos: u8,
+        /// The rule that sends it; `None` where there are no rules at all.
+        rule: Option<&'r PublishRule>,
     },
     /// No rule matches, or the topic begins with `$`: only local subscribers get it.
     Local,
@@ -100,17 +101,17 @@ pub enum Way {
 }
 
 /// Asks the `[[publish]]` rules: the first match wins, and without any rule everything goes up unchanged.
-pub fn way_up(rules: &[PublishRule], topic: &str) -> Way {
+pub fn way_up<'r>(rules: &'r [PublishRule], topic: &str) -> Way<'r> {
     if topic.starts_with('$') {
         return Way::Local;
     }
     let rule = rules.iter().find(|rule| matches(&rule.topic, topic));
-    let (up, qos) = match rule {
-        Some(rule) => (mapped(&rule.to, &rule.topic, topic), rule.qos),
-        None if rules.is_empty() => (topic.to_owned(), 1),
+    let up = match rule {
+        Some(rule) => mapped(&rule.to, &rule.topic, topic),
+        None if rules.is_empty() => topic.to_owned(),
         None => return Way::Local,
     };
-    if !valid_topic(&up) { Way::Impossible } else { Way::Up { topic: up, qos } }
+    if !valid_topic(&up) { Way::Impossible } else { Way::Up { topic: up, rule } }
 }
 
 #[cfg(test)]

@@ -194,7 +194,8 @@ fn qos_2_is_offered_once_however_often_it_is_sent() {
 
 #[test]
 fn rules_name_the_topic_in_the_cloud_and_the_rest_stays_local() {
-    let rule = |topic: &str, qos, to: &str| PublishRule { topic: topic.into(), qos, to: to.into() };
+    let rule =
+        |topic: &str, qos, to: &str| PublishRule { topic: topic.into(), qos, to: to.into(), ..PublishRule::default() };
     let rules = vec![rule("up/+", 0, "gw/1/{topic}"), rule("up/#", 1, "other/{rest}")];
     let server = Server::with(Mode::Hold, rules, free_address());
     let mut client = server.client(Version::V5, "a");

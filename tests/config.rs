@@ -73,7 +73,11 @@ fn with_only_servers_everything_has_its_default() {
     assert_eq!(config.cloud.base, "switchback/gw7");
     assert_eq!(config.cloud.session_expiry, Duration::from_secs(86_400));
     assert_eq!(config.cloud.will_delay, Duration::from_secs(60));
-    assert_eq!(config.settings, switchback_control::Settings::default());
+    let lanes = config.settings.lanes.clone();
+    assert_eq!(config.settings, switchback_control::Settings { lanes, ..switchback_control::Settings::default() });
+    let named = |lane: &switchback::config::LaneConfig| format!("{} {}", lane.class, lane.directory);
+    let lanes: Vec<String> = config.lanes.iter().map(named).collect();
+    assert_eq!(lanes, ["normal outbox", "critical outbox-critical", "bulk outbox-bulk", "low "]);
     assert_eq!(config.local.mqtt.unwrap().to_string(), "127.0.0.1:1883");
     assert_eq!(config.status_listen.unwrap().to_string(), "127.0.0.1:8730");
     assert_eq!(config.outbox.max_size, 256 * 1024 * 1024);
@@ -362,7 +366,10 @@ fn placeholders_are_expanded_at_load() {
     );
     let id = "gw7-0123456789abcdef";
     assert_eq!(config.cloud.base, format!("x/{id}"));
-    assert_eq!(config.publish, [PublishRule { topic: "t/#".into(), qos: 0, to: format!("gw/{id}/{{topic}}") }]);
+    assert_eq!(
+        config.publish,
+        [PublishRule { topic: "t/#".into(), qos: 0, to: format!("gw/{id}/{{topic}}"), ..PublishRule::default() }]
+    );
     let rule = SubscribeRule { topic: format!("gw/{id}/cmd/#"), to: "cmd/{rest}".into(), qos: 1 };
     assert_eq!(config.subscribe, [rule]);
 }

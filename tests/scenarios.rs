@@ -87,14 +87,8 @@ fn tell(source: &str) -> Result<String, String> {
             break story::heading(line)?;
         }
     };
-    let control = Control::restore(
-        heading.settings.clone(),
-        Saved::default(),
-        &Unreleased::default(),
-        0,
-        heading.seed,
-        Instant::from_millis(0),
-    );
+    let control =
+        Control::restore(heading.settings.clone(), Saved::default(), &[], 0, heading.seed, Instant::from_millis(0));
     let mut teller = Teller {
         heading,
         control,
@@ -283,7 +277,7 @@ impl Teller {
         self.control = Control::restore(
             self.heading.settings.clone(),
             self.saved.clone(),
-            &Unreleased { runs, highest: self.highest },
+            &[Unreleased { runs, highest: self.highest }],
             self.number,
             self.heading.seed,
             Instant::from_millis(self.now),

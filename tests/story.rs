@@ -6,12 +6,13 @@
 
 #![allow(dead_code)] // Each test program uses its own part.
 
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
 use switchback_control::{
-    Attempt, Class, Command, Device, Event, Failback, Measure, Mode, Name, Order, Reason, Request, Selector, Seq,
-    Settings, Stage, Standby, Start, Step, Ticket,
+    Attempt, Class, Command, Device, Event, Failback, Lane, Measure, Mode, Name, Order, Parcel, Reason, Request,
+    Selector, Seq, Settings, Stage, Standby, Start, Step, Ticket,
 };
 
 /// Everything the settings line of a story can say.
@@ -144,6 +145,33 @@ fn number(word: &str) -> Result<Attempt, String> {
     word.strip_prefix('#').and_then(|n| n.parse().ok()).map(Attempt).ok_or_else(|| format!("not an attempt: {word:?}"))
 }
 
+/// `17`, or `2:17` of another lane.
+fn seq_of(word: &str) -> Result<Seq, String> {
+    match word.split_once(':') {
+        Some((lane, number)) => Ok(Seq::new(Lane(parse(lane)?), parse(number)?)),
+        None => Ok(Seq::new(Lane(0), parse(word)?)),
+    }
+}
+
+fn run_of(word: &str) -> Result<RangeInclusive<u64>, String> {
+    let (from, through) = word.split_once('-').ok_or_else(|| format!("{word} is no run"))?;
+    Ok(parse(from)?..=parse(through)?)
+}
+
+fn parcel(size: u32, words: &[&str]) -> Result<Parcel, String> {
+    let mut parcel = Parcel { size, ..Parcel::default() };
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        match *word {
+            "lane" => parcel.lane = Lane(parse(words.next().ok_or("which lane?")?)?),
+            "exact" => parcel.exact = true,
+            "online-only" => parcel.online_only = true,
+            word => return Err(format!("{word} says nothing of a message")),
+        }
+    }
+    Ok(parcel)
+}
+
 fn step(word: &str) -> Option<Step> {
     use Step::*;
     [Joining, Sim, Registering, Bearer, Addressing, Resolving, Connecting, Handshake]
@@ -208,11 +236,22 @@ impl Reader {
             }
             ["heard", n] => Event::Heard { attempt: number(n)? },
             ["ponged", n] => Event::Ponged { attempt: number(n)? },
-            ["acked", n, seq] => Event::Acked { attempt: number(n)?, seq: Seq(parse(seq)?) },
-            ["rejected", n, seq] => Event::Rejected { attempt: number(n)?, seq: Seq(parse(seq)?) },
+            ["acked", n, seq] => Event::Acked { attempt: number(n)?, seq: seq_of(seq)? },
+            ["rejected", n, seq] => Event::Rejected { attempt: number(n)?, seq: seq_of(seq)? },
             ["drained", n, how @ ("empty" | "not")] => Event::Drained { attempt: number(n)?, empty: *how == "empty" },
-            ["offered", ticket, size] => Event::Offered { ticket: Ticket(parse(ticket)?), size: parse(size)? },
-            ["stored", seq] => Event::Stored { through: Seq(parse(seq)?) },
+            ["offered", ticket, size, rest @ ..] => {
+                Event::Offered { ticket: Ticket(parse(ticket)?), parcel: parcel(parse(size)?, rest)? }
+            }
+            ["completed", n, seq] => Event::Completed { attempt: number(n)?, seq: seq_of(seq)? },
+            ["expired", seq] => Event::Expired { from: seq_of(seq)?, through: seq_of(seq)? },
+            ["expired", from, "to", through] => Event::Expired { from: seq_of(from)?, through: seq_of(through)? },
+            ["lane", "full", seq] => Event::LaneFull { through: seq_of(seq)? },
+            ["lane", "roomy", lane] => Event::LaneRoomy { lane: Lane(parse(lane)?) },
+            ["recovered", "lane", lane, "highest", highest, runs @ ..] => {
+                let runs = runs.iter().map(|run| run_of(run)).collect::<Result<_, _>>()?;
+                Event::Recovered { lane: Lane(parse(lane)?), runs, highest: parse(highest)? }
+            }
+            ["stored", seq] => Event::Stored { through: seq_of(seq)? },
             ["storage", "full"] => Event::StorageFailed { full: true },
             ["storage", "failed"] => Event::StorageFailed { full: false },
             ["storage", "healed"] => Event::StorageHealed,
@@ -301,7 +340,11 @@ pub fn is_message(event: &Event) -> bool {
     matches!(
         event,
         Event::Acked { .. }
+            | Event::Completed { .. }
             | Event::Rejected { .. }
+            | Event::Expired { .. }
+            | Event::LaneFull { .. }
+            | Event::LaneRoomy { .. }
             | Event::Offered { .. }
             | Event::Stored { .. }
             | Event::Heard { .. }

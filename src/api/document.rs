@@ -388,7 +388,8 @@ mod tests {
                 uplink("wlan0", "wlan0", Class::Wifi, State::NoInternet, false, Some(Reason::NoServer)),
                 uplink("cdc-wdm0", "wwan0", Class::Cell, State::Online, true, None),
             ],
-            delivery: DeliveryStatus { messages: 3, in_flight: 2, refused: 0, rejected: 1, repeated: 0 },
+            delivery: DeliveryStatus { messages: 3, in_flight: 2, rejected: 1, ..DeliveryStatus::default() },
+            lanes: Vec::new(),
             last_outage: Some(OutageStatus {
                 first_cause: Reason::NoLink,
                 last_reason: Reason::NoServer,

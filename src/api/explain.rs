@@ -204,9 +204,7 @@ pub fn in_words(reason: Reason) -> String {
 
 #[cfg(test)]
 mod tests {
-    use switchback_control::{
-        Class, Control, Device, Event, Failback, Name, Saved, Settings, Stage, Unreleased, status::Status,
-    };
+    use switchback_control::{Class, Control, Device, Event, Failback, Name, Saved, Settings, Stage, status::Status};
 
     use super::*;
 
@@ -219,8 +217,7 @@ mod tests {
 
     /// Two uplinks with an address.
     fn ready() -> Status {
-        let mut control =
-            Control::restore(Settings::default(), Saved::default(), &Unreleased::default(), 0, 1, CLOCK.now);
+        let mut control = Control::restore(Settings::default(), Saved::default(), &[], 0, 1, CLOCK.now);
         for (interface, class) in [("eth0", Class::Ethernet), ("wwan0", Class::Cell)] {
             let device = Device { class, ip_interface: None, stage: Stage::Activated, address: true, metered: None };
             control.step(CLOCK.now, &Event::DeviceSeen { interface: name(interface), device });

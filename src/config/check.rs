@@ -34,7 +34,7 @@ pub fn check(tree: &Table, at: At, host: &Host) -> (Config, Reader) {
     config.publish = rules.iter().filter_map(|rule| publish(&mut reader, rule, &names)).collect();
     if config.publish.is_empty() && !rules.is_empty() {
         // No rule at all would send everything up; safe mode must not do that because the only rule was mistyped.
-        config.publish.push(PublishRule { topic: "$nothing".into(), qos: 1, to: "{topic}".into() });
+        config.publish.push(PublishRule { topic: "$nothing".into(), ..PublishRule::default() });
     }
     config.subscribe =
         top.sections("subscribe").iter().filter_map(|rule| subscribe(&mut reader, rule, &names)).collect();
@@ -316,7 +316,7 @@ fn publish(reader: &mut Reader, section: &Section<'_>, names: &[(&str, &str)]) -
         text::filter(&topic.value)
     };
     reader.checked(&topic.at, &topic.path, checked)?;
-    Some(PublishRule { topic: topic.value, qos, to: to? })
+    Some(PublishRule { topic: topic.value, qos, to: to?, ..PublishRule::default() })
 }
 
 fn subscribe(reader: &mut Reader, section: &Section<'_>, names: &[(&str, &str)]) -> Option<SubscribeRule> {

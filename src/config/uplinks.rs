@@ -9,7 +9,7 @@ use switchback_control::{Class, Name, Standby, Uplink};
 
 use super::reader::{Reader, Section, Seen};
 use super::tree::At;
-use super::{Config, Match, SocketOptions, UplinkConfig};
+use super::{Config, Match, Rate, SocketOptions, UplinkConfig};
 use super::{forecast, text};
 
 /// Below this a healthy but slow uplink is given up while it is still connecting (R-CF-3).
@@ -199,7 +199,7 @@ fn resolve(reader: &mut Reader, given: &Given, class: Class) -> (Uplink, UplinkC
         send_buffer: given.send_buffer,
     };
     together(reader, given, class, &uplink, &socket);
-    (uplink, UplinkConfig { matches: given.matches.clone(), socket })
+    (uplink, UplinkConfig { matches: given.matches.clone(), rate: Rate::default(), socket })
 }
 
 fn together(reader: &mut Reader, given: &Given, class: Class, uplink: &Uplink, socket: &SocketOptions) {

@@ -43,6 +43,17 @@ pub enum Notice {
     Restored,
 }
 
+/// Why an offered message is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No room, and nobody to keep it.
+    Full,
+    /// No room, and its lane drops what comes last.
+    Dropped,
+    /// It asked for a session, and there is none.
+    NotConnected,
+}
+
 /// What a request came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -115,11 +126,18 @@ pub enum Action {
     Accept {
         ticket: Ticket,
     },
-    /// Tell the application: not taken, the store is full or fails.
+    /// Tell the application: not taken, and why.
     Refuse {
         ticket: Ticket,
+        refusal: Refusal,
     },
-    /// Everything up to here may be forgotten.
+    /// These messages of one lane will never be sent: dropped by the rule of their lane, expired, or at an operator's
+    /// word. Their room comes back with `Release`.
+    Discard {
+        from: Seq,
+        through: Seq,
+    },
+    /// Everything of this lane up to here may be forgotten.
     Release {
         through: Seq,
     },
@@ -160,6 +178,7 @@ impl Action {
             | Action::Append { .. }
             | Action::Accept { .. }
             | Action::Refuse { .. }
+            | Action::Discard { .. }
             | Action::Release { .. } => true,
             Action::Save(_)
             | Action::Activate { .. }
@@ -177,6 +196,16 @@ impl Action {
             | Action::Notify(_)
             | Action::Exit => false,
         }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Refusal::Full => "full",
+            Refusal::Dropped => "dropped",
+            Refusal::NotConnected => "not-connected",
+        })
     }
 }
 
@@ -219,15 +248,18 @@ impl fmt::Display for Action {
             Action::Prefer { interface: None } => f.write_str("prefer none"),
             Action::Record(switch) => write!(f, "record {switch}"),
             Action::Drain { attempt } => write!(f, "drain {attempt}"),
-            Action::Admit { ticket, seq } => write!(f, "admit {} as {}", ticket.0, seq.0),
+            Action::Admit { ticket, seq } => write!(f, "admit {} as {seq}", ticket.0),
             Action::Transmit { attempt, seq, again } => {
-                write!(f, "transmit {attempt} {}{}", seq.0, if *again { " again" } else { "" })
+                write!(f, "transmit {attempt} {seq}{}", if *again { " again" } else { "" })
             }
-            Action::Append { seq } => write!(f, "append {}", seq.0),
+            Action::Append { seq } => write!(f, "append {seq}"),
             Action::Accept { ticket } => write!(f, "accept {}", ticket.0),
-            Action::Refuse { ticket } => write!(f, "refuse {}", ticket.0),
-            Action::Release { through } => write!(f, "release {}", through.0),
-            Action::SetAside { seq } => write!(f, "set aside {}", seq.0),
+            Action::Refuse { ticket, refusal: Refusal::Full } => write!(f, "refuse {}", ticket.0),
+            Action::Refuse { ticket, refusal } => write!(f, "refuse {} {refusal}", ticket.0),
+            Action::Discard { from, through } if from == through => write!(f, "discard {from}"),
+            Action::Discard { from, through } => write!(f, "discard {from} to {through}"),
+            Action::Release { through } => write!(f, "release {through}"),
+            Action::SetAside { seq } => write!(f, "set aside {seq}"),
             Action::Answer { request: _, outcome: Outcome::Done } => f.write_str("answer done"),
             Action::Answer { request: _, outcome: Outcome::Failed(reason) } => write!(f, "answer failed {reason}"),
             Action::Notify(Notice::Lost { reason }) => write!(f, "notify lost {reason}"),

@@ -161,7 +161,11 @@ impl Failover {
     pub fn early(&self, candidate: &Candidate) -> Option<Line> {
         let window = *self.windows.get(&candidate.server)?;
         let known = self.versions.get(&candidate.server) == Some(&candidate.version);
-        (candidate.connecting && known).then_some(Line::Open { attempt: candidate.attempt, window })
+        (candidate.connecting && known).then_some(Line::Open {
+            attempt: candidate.attempt,
+            interface: candidate.interface,
+            window,
+        })
     }
 
     /// The version that a server is known to speak, else 5.

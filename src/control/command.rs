@@ -63,7 +63,7 @@ impl Failover {
                 g.turn.ask(Action::Answer { request: *request, outcome: Outcome::Done });
             }
             // Delivery's own.
-            Command::Flush { .. } => {}
+            Command::Flush { .. } | Command::Drop { .. } => {}
         }
     }
 

@@ -11,14 +11,53 @@ use crate::name::{Class, Name, Selector};
 use crate::reason::Reason;
 use crate::settings::Failback;
 use alloc::vec::Vec;
+use core::ops::RangeInclusive;
 
 /// The number of a try: activation, dial or session. Grows for ever, never reused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Attempt(pub u64);
 
-/// The position of a message in the outbox. Grows for ever, also over restarts.
+/// The position of a message in the outbox: its lane in the highest eight bits, its number there below. Numbers grow for
+/// ever, also over restarts; those of the first lane are written without it, others as `2:17`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Seq(pub u64);
+
+/// One queue of the outbox: what shares a class and the uplinks it may use. An index into `Settings::lanes`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lane(pub u8);
+
+/// The highest number in a lane.
+pub const NUMBER_MAX: u64 = (1 << 56) - 1;
+
+impl Seq {
+    /// This number of this lane; higher numbers than there are become the highest.
+    pub const fn new(lane: Lane, number: u64) -> Seq {
+        let number = if number > NUMBER_MAX { NUMBER_MAX } else { number };
+        Seq((lane.0 as u64) << 56 | number)
+    }
+
+    /// Its queue.
+    pub const fn lane(self) -> Lane {
+        Lane((self.0 >> 56) as u8)
+    }
+
+    /// Its number there.
+    pub const fn number(self) -> u64 {
+        self.0 & NUMBER_MAX
+    }
+}
+
+/// What delivery must know of an offered message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Parcel {
+    pub lane: Lane,
+    /// Bytes, with everything that is kept of it.
+    pub size: u32,
+    /// QoS 2: never sent before it is durable.
+    pub exact: bool,
+    /// Refused while no session is open (R-TX-2, not-connected).
+    pub online_only: bool,
+}
 
 /// An application's message before it is ours: chosen by the adapter, unique while it is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -121,6 +160,8 @@ pub enum Command {
     Reconnect { request: Request },
     /// Answer when queue, window and kernel queue are empty, or the limit has passed.
     Flush { request: Request, limit: Duration },
+    /// Forget what waits in one lane, or in all; what is in flight goes its way.
+    Drop { request: Request, lane: Option<Lane> },
     /// Store another failover list; empty means the configured order.
     SetList { list: Vec<Selector> },
     /// What to do about better interfaces. `Now` is answered when traffic has moved, or why it has not.
@@ -220,6 +261,12 @@ pub enum Event {
         attempt: Attempt,
         seq: Seq,
     },
+    /// A message is through without such an acknowledgement: written, at QoS 0, or all four steps of QoS 2 done. It
+    /// says nothing about the round trip.
+    Completed {
+        attempt: Attempt,
+        seq: Seq,
+    },
     /// The server refused a message for good; it must not block those behind it (R-TX-13).
     Rejected {
         attempt: Attempt,
@@ -236,16 +283,36 @@ pub enum Event {
         empty: bool,
     },
 
-    /// An application offered a message of this many bytes.
+    /// An application offered a message.
     Offered {
         ticket: Ticket,
-        size: u32,
+        parcel: Parcel,
     },
-    /// Every appended message up to here is durable.
+    /// Every appended message of this lane up to here is durable.
     Stored {
         through: Seq,
     },
-    /// The store cannot take more (full), or fails; appended messages not yet `Stored` stay in memory.
+    /// These messages of one lane are older than they may get: nobody wants them any more (R-SF-6).
+    Expired {
+        from: Seq,
+        through: Seq,
+    },
+    /// This lane has reached its size on disk; forgetting its messages up to here would make room.
+    LaneFull {
+        through: Seq,
+    },
+    /// It has room again.
+    LaneRoomy {
+        lane: Lane,
+    },
+    /// The store of this lane could be read only now: what it held since an earlier start, in ascending runs of numbers,
+    /// and the highest number ever used there.
+    Recovered {
+        lane: Lane,
+        runs: Vec<RangeInclusive<u64>>,
+        highest: u64,
+    },
+    /// The disk cannot take more (full), or fails; appended messages not yet `Stored` stay in memory.
     StorageFailed {
         full: bool,
     },
@@ -255,12 +322,6 @@ pub enum Event {
     Asked(Command),
     /// The deadline the heart asked for has come.
     DeadlineReached,
-}
-
-impl fmt::Display for Seq {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
 }
 
 impl fmt::Display for Attempt {
@@ -291,6 +352,26 @@ impl Step {
             Step::Connecting => "connecting",
             Step::Handshake => "handshake",
         }
+    }
+}
+
+impl fmt::Display for Seq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.lane() {
+            Lane(0) => write!(f, "{}", self.number()),
+            Lane(lane) => write!(f, "{lane}:{}", self.number()),
+        }
+    }
+}
+
+impl fmt::Display for Parcel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.size)?;
+        if self.lane != Lane(0) {
+            write!(f, " lane {}", self.lane.0)?;
+        }
+        f.write_str(if self.exact { " exact" } else { "" })?;
+        f.write_str(if self.online_only { " online-only" } else { "" })
     }
 }
 
@@ -345,6 +426,8 @@ impl fmt::Display for Command {
             Command::Disconnect { force: true, .. } => f.write_str("asked disconnect force"),
             Command::Reconnect { .. } => f.write_str("asked reconnect"),
             Command::Flush { limit, .. } => write!(f, "asked flush {}ms", limit.as_millis()),
+            Command::Drop { lane: Some(lane), .. } => write!(f, "asked drop lane {}", lane.0),
+            Command::Drop { lane: None, .. } => f.write_str("asked drop"),
             Command::SetList { list } => {
                 f.write_str("asked list")?;
                 list.iter().try_for_each(|item| write!(f, " {item}"))
@@ -390,14 +473,23 @@ impl fmt::Display for Event {
             Event::Closed { attempt, reason, heard: h } => write!(f, "closed {attempt} {reason}{}", heard(h)),
             Event::Heard { attempt } => write!(f, "heard {attempt}"),
             Event::Ponged { attempt } => write!(f, "ponged {attempt}"),
-            Event::Acked { attempt, seq } => write!(f, "acked {attempt} {}", seq.0),
-            Event::Rejected { attempt, seq } => write!(f, "rejected {attempt} {}", seq.0),
+            Event::Acked { attempt, seq } => write!(f, "acked {attempt} {seq}"),
+            Event::Completed { attempt, seq } => write!(f, "completed {attempt} {seq}"),
+            Event::Rejected { attempt, seq } => write!(f, "rejected {attempt} {seq}"),
             Event::Measured { attempt, measure } => write!(f, "measured {attempt}{measure}"),
             Event::Drained { attempt, empty } => {
                 write!(f, "drained {attempt} {}", if *empty { "empty" } else { "not" })
             }
-            Event::Offered { ticket, size } => write!(f, "offered {} {size}", ticket.0),
-            Event::Stored { through } => write!(f, "stored {}", through.0),
+            Event::Offered { ticket, parcel } => write!(f, "offered {} {parcel}", ticket.0),
+            Event::Stored { through } => write!(f, "stored {through}"),
+            Event::Expired { from, through } if from == through => write!(f, "expired {from}"),
+            Event::Expired { from, through } => write!(f, "expired {from} to {through}"),
+            Event::LaneFull { through } => write!(f, "lane full {through}"),
+            Event::LaneRoomy { lane } => write!(f, "lane roomy {}", lane.0),
+            Event::Recovered { lane, runs, highest } => {
+                write!(f, "recovered lane {} highest {highest}", lane.0)?;
+                runs.iter().try_for_each(|run| write!(f, " {}-{}", run.start(), run.end()))
+            }
             Event::StorageFailed { full } => write!(f, "storage {}", if *full { "full" } else { "failed" }),
             Event::StorageHealed => f.write_str("storage healed"),
             Event::Asked(command) => command.fmt(f),

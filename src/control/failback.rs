@@ -266,7 +266,7 @@ impl Failover {
         // The server knows us: what waits goes out right behind (R-CS-4). What is still in flight on the old connection
         // must not go out there again if the move fails, so then everything waits for the answer.
         if g.flow.quiet {
-            g.line = Some(Line::Open { attempt, window: serving.session.window });
+            g.line = Some(Line::Open { attempt, interface, window: serving.session.window });
         }
         serving.spare = Spare::Moving { interface, attempt, deadline, purpose };
         None

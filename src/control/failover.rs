@@ -370,7 +370,7 @@ impl Failover {
         if g.turn.settings.manage_routes {
             g.turn.ask(Action::Prefer { interface: Some(candidate.interface) });
         }
-        g.line = Some(Line::Open { attempt: candidate.attempt, window });
+        g.line = Some(Line::Open { attempt: candidate.attempt, interface: candidate.interface, window });
         if let Some(request) = via {
             // The operator wanted this connection: it is held as one that `connect` asked for.
             self.end_hold(g);

@@ -24,7 +24,7 @@ pub struct Flow {
     pub waits_since: Option<Instant>,
     /// Nothing is in flight.
     pub quiet: bool,
-    /// Nothing waits either.
+    /// And nothing waits that could go out.
     pub empty: bool,
     /// The round trip that this event's acknowledgement shows.
     pub sample: Option<Duration>,
@@ -38,6 +38,7 @@ pub enum Line {
     /// Messages go out on this connection.
     Open {
         attempt: Attempt,
+        interface: Name,
         window: u16,
     },
     Shut,

@@ -219,6 +219,14 @@ impl Interfaces {
         list.iter().copied().filter(absent).collect()
     }
 
+    /// Whether the selector means this interface.
+    pub fn answers(&self, name: Name, selector: Selector) -> bool {
+        match selector {
+            Selector::Name(named) => self.find(named) == Some(name),
+            Selector::Class(class) => self.class(name) == Some(class),
+        }
+    }
+
     fn of_class(&self, class: Class) -> impl Iterator<Item = Name> + '_ {
         self.known.iter().filter(move |(_, k)| k.device.class == class).map(|(n, _)| *n)
     }

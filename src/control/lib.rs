@@ -52,11 +52,13 @@ mod suspicion;
 mod turn;
 mod warm;
 
-pub use action::{Action, Goodbye, Notice, Outcome, Saved};
-pub use event::{Attempt, Command, Device, Event, Measure, Order, Request, Seq, Stage, Step, Ticket, Version};
+pub use action::{Action, Goodbye, Notice, Outcome, Refusal, Saved};
+pub use event::{
+    Attempt, Command, Device, Event, Lane, Measure, Order, Parcel, Request, Seq, Stage, Step, Ticket, Version,
+};
 pub use name::{Class, Name, NotAName, Selector};
 pub use reason::{Blame, Reason};
-pub use settings::{Failback, Mode, Settings, Standby, Start, Uplink};
+pub use settings::{Carriers, Failback, LaneRules, Mode, Overflow, Settings, Standby, Start, Uplink};
 pub use status::Status;
 pub use switch::Switch;
 pub use time::Instant;
@@ -78,7 +80,7 @@ use round::better_than;
 use switch::Switches;
 use turn::Turn;
 
-/// What the store found at the start.
+/// What the store found in a lane at the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unreleased {
     /// Numbers of unreleased messages, in ascending runs.
@@ -107,17 +109,18 @@ pub struct Control {
 }
 
 impl Control {
-    /// Starts from what survived. `seed` spreads waits and is no secret; attempt numbers begin after
+    /// Starts from what survived, by lane. `seed` spreads waits and is no secret; attempt numbers begin after
     /// `first_number`, so that they never repeat over restarts if the caller sees to it.
     pub fn restore(
         settings: Settings,
         saved: Saved,
-        unreleased: &Unreleased,
+        unreleased: &[Unreleased],
         first_number: u64,
         seed: u64,
         now: Instant,
     ) -> Control {
         let failover = Failover::restore(saved, settings.start, now);
+        let delivery = Delivery::restore(&settings.lanes, unreleased);
         let mut control = Control {
             settings,
             dice: Dice::new(seed),
@@ -128,7 +131,7 @@ impl Control {
             activation: Activation::default(),
             reachability: Reachability::default(),
             failover,
-            delivery: Delivery::restore(&unreleased.runs, unreleased.highest),
+            delivery,
             flushes: Flushes::default(),
             outages: Outages::default(),
             switches: Switches::default(),
@@ -181,11 +184,14 @@ impl Control {
         self.delivery.set_late(self.settings.late, self.failover.session().and_then(|s| s.round_trip.smoothed()));
         self.delivery.answered(&mut turn, event);
         match line {
-            Some(Line::Open { attempt, window }) => self.delivery.open(&mut turn, attempt, window),
+            Some(Line::Open { attempt, interface, window }) => {
+                self.delivery.open(attempt, interface, window, self.settings.window);
+            }
             Some(Line::Shut) => self.delivery.shut(),
             Some(Line::Finish) => self.delivery.finish(),
             None => {}
         }
+        carry(&mut self.delivery, &self.interfaces, turn.settings);
         self.delivery.step(&mut turn, event);
         if turn.actions.iter().any(|a| matches!(a, Action::Transmit { .. }))
             && let Some(session) = self.failover.session_mut()
@@ -193,7 +199,7 @@ impl Control {
             session.spoke(self.now);
         }
         let attempt = self.failover.session().map(|s| s.attempt);
-        self.flushes.step(&mut turn, event, self.delivery.is_empty(), attempt);
+        self.flushes.step(&mut turn, event, &self.delivery, attempt);
         self.outages.step(&mut turn);
         self.switches.step(&mut turn, event, attempt, &self.delivery.status());
         if matches!(event, Event::Asked(Command::Stop)) {
@@ -224,7 +230,9 @@ impl Control {
             Event::Acked { attempt, seq } => {
                 (u32::from(self.delivery.awaits(*attempt, *seq)), self.delivery.sample(self.now, *attempt, *seq))
             }
-            Event::Rejected { attempt, seq } => (u32::from(self.delivery.awaits(*attempt, *seq)), None),
+            Event::Completed { attempt, seq } | Event::Rejected { attempt, seq } => {
+                (u32::from(self.delivery.awaits(*attempt, *seq)), None)
+            }
             _ => (0, None),
         };
         let status = self.delivery.status();
@@ -232,7 +240,7 @@ impl Control {
             oldest_sent: self.oldest_sent(),
             waits_since: session.and_then(|attempt| self.delivery.oldest_sent(attempt, Instant::default())),
             quiet: status.in_flight <= settled,
-            empty: status.messages <= u64::from(settled) && !matches!(event, Event::Offered { .. }),
+            empty: self.delivery.work() <= u64::from(settled) && !matches!(event, Event::Offered { .. }),
             sample,
             tally: status,
         }
@@ -288,6 +296,20 @@ impl Control {
     fn uplink(&self, name: Name) -> &Uplink {
         let class = self.interfaces.class(name).unwrap_or(Class::Ethernet);
         self.settings.uplink(self.interfaces.spoken(name), class)
+    }
+}
+
+/// Tells delivery which lanes may go out over the interface of the moment, or, without one, over any that is there.
+fn carry(delivery: &mut Delivery, interfaces: &Interfaces, settings: &Settings) {
+    let over = |rules: &LaneRules, name: Name| match &rules.carriers {
+        Carriers::Any => true,
+        Carriers::Unmetered => !interfaces.metered(name, settings),
+        Carriers::Named(list) => list.iter().any(|selector| interfaces.answers(name, *selector)),
+    };
+    match delivery.interface() {
+        Some(name) => delivery.set_carried(|rules| over(rules, name)),
+        None => delivery
+            .set_carried(|rules| rules.carriers == Carriers::Any || interfaces.names().any(|name| over(rules, name))),
     }
 }
 

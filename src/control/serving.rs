@@ -142,8 +142,8 @@ impl Serving {
         };
         if stopped {
             g.switches.abandoned();
-            let Session { attempt, window, .. } = self.session;
-            g.line = Some(Line::Open { attempt, window });
+            let Session { attempt, interface, window, .. } = self.session;
+            g.line = Some(Line::Open { attempt, interface, window });
         }
         if let Purpose::Visit { request } | Purpose::Failback { request: Some(request), .. } = purpose {
             g.turn.ask(Action::Answer { request, outcome: Outcome::Failed(reason) });

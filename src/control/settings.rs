@@ -59,6 +59,54 @@ pub enum Standby {
     Warm,
 }
 
+/// What a lane does when it is full (R-SF-5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overflow {
+    /// Forgets its oldest messages.
+    DropOldest,
+    /// Forgets the new one.
+    DropNewest,
+    /// Takes nothing, and says so.
+    Refuse,
+}
+
+/// Which uplinks may carry a lane (R-FB-8).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Carriers {
+    Any,
+    Unmetered,
+    Named(Vec<Selector>),
+}
+
+/// One queue of the outbox: what shares a class and the uplinks it may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaneRules {
+    /// Of what waits, the highest goes first.
+    pub priority: u8,
+    pub carriers: Carriers,
+    pub overflow: Overflow,
+    /// Messages held at once, in flight or not.
+    pub max_messages: u64,
+    /// `None` keeps its messages on disk, which has its own bound; else in memory only, at most so many bytes.
+    pub memory_bytes: Option<u64>,
+}
+
+/// Lanes at most: each has a log of its own.
+pub const LANES_MAX: usize = 16;
+
+impl Default for LaneRules {
+    /// What is not sorted: on disk, over anything, and full means full.
+    fn default() -> LaneRules {
+        LaneRules {
+            priority: 5,
+            carriers: Carriers::Any,
+            overflow: Overflow::Refuse,
+            max_messages: u64::MAX,
+            memory_bytes: None,
+        }
+    }
+}
+
 /// The settings of one uplink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Uplink {
@@ -98,6 +146,8 @@ pub struct Settings {
     pub window: u16,
     /// `outbox.late`; `None` is "auto": two round trips, at least 100 ms, at most 1 s.
     pub late: Option<Duration>,
+    /// The queues of the outbox; the first is where what is not sorted goes. 1 to `LANES_MAX`.
+    pub lanes: Vec<LaneRules>,
     /// Settings by class, in the order of `Class::ALL`.
     pub classes: [Uplink; 3],
     /// Settings of single interfaces, whole: the class's with the interface's own laid over them.
@@ -157,6 +207,7 @@ impl Default for Settings {
             fleet_size: 1,
             window: 256,
             late: None,
+            lanes: alloc::vec![LaneRules::default()],
             classes: Class::ALL.map(Uplink::of),
             named: Vec::new(),
         }

@@ -127,8 +127,25 @@ pub struct DeliveryStatus {
     pub in_flight: u32,
     pub refused: u64,
     pub rejected: u64,
+    /// Given up by the rule of their lane, or at an operator's word.
+    pub dropped: u64,
+    /// Older than they may get.
+    pub expired: u64,
     /// Sent again on another connection.
     pub repeated: u64,
+}
+
+/// One lane of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LaneStatus {
+    pub messages: u64,
+    pub in_flight: u64,
+    pub refused: u64,
+    pub rejected: u64,
+    pub dropped: u64,
+    pub expired: u64,
+    /// The uplink of the moment may carry it; without one, any that is there.
+    pub carried: bool,
 }
 
 /// What makes a line in the journal when it changes.
@@ -158,6 +175,8 @@ pub struct Status {
     pub absent: Vec<Selector>,
     pub uplinks: Vec<UplinkStatus>,
     pub delivery: DeliveryStatus,
+    /// By lane, as in the settings.
+    pub lanes: Vec<LaneStatus>,
     pub last_outage: Option<OutageStatus>,
     pub failback: Option<FailbackStatus>,
     /// What holds now, and until when where an operator said so.
@@ -204,6 +223,7 @@ impl Control {
             uplinks: walk.iter().map(|name| self.uplink_status(*name, index)).collect(),
             walk: walk.iter().map(|name| self.interfaces.spoken(*name)).collect(),
             delivery: self.delivery.status(),
+            lanes: self.delivery.lanes(),
             last_outage: self.outages.status(),
             failback: serving.and_then(|s| self.failback_status(&walk, s)),
             failback_mode: self.failback_mode(),

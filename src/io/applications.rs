@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use self::access::Access;
 use self::entry::Moment;
-use self::message::{Message, Way, way_up};
+use self::message::{Message, way_up};
 use self::router::Shared;
 use self::session::Taken;
 use self::store::Store;
@@ -33,6 +33,7 @@ use crate::config::Config;
 use crate::corridor::{Downlink, Draft, Offer};
 use crate::io::packet::{PACKET_MAX, Publish, properties_from_bytes};
 use crate::outbox::Local;
+use crate::sorting::Way;
 use crate::topics;
 
 mod access;
@@ -334,7 +335,7 @@ async fn keep_time<O: Offers>(doors: Arc<Doors<O>>) {
             }
         }
         for will in doors.shared.with(|state| state.sweep(Instant::now())) {
-            if let Way::Up(draft) = way_up(&doors.config.publish, &will) {
+            if let Way::Up { draft, .. } = way_up(&doors.config, &will) {
                 upward.push(Ack::None, Task::Offer(draft));
             }
         }

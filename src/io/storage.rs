@@ -171,6 +171,8 @@ impl Worker {
             StoreJob::Fetch(seq, answer) => {
                 let _ = answer.send(self.fetch(seq));
             }
+            StoreJob::SetAside(..) | StoreJob::Redeem(_) | StoreJob::RedeemAll => {}
+            StoreJob::Pledge(_, answer) => drop(answer.send(false)),
             StoreJob::Finish => self.finishing = true,
             StoreJob::Release(through) => {
                 self.waiting.retain(|body| body.seq > through);

@@ -89,6 +89,7 @@ impl Desk {
 impl Offers for Desk {
     async fn offer(&self, draft: Draft) -> Offer {
         let (sender, accepted) = oneshot::channel();
+        let (_, sent) = oneshot::channel();
         let (_, delivered) = oneshot::channel();
         let mut desk = self.0.lock().unwrap();
         desk.count += 1;
@@ -100,7 +101,7 @@ impl Offers for Desk {
             Mode::Hold => desk.held.push_back(sender),
             Mode::Refuse(refusal) => drop(sender.send(Err(refusal))),
         }
-        Offer { accepted, delivered }
+        Offer { accepted, sent, delivered }
     }
 }
 
@@ -226,7 +227,7 @@ pub fn free_address() -> SocketAddr {
 pub fn config(publish: Vec<PublishRule>, address: SocketAddr) -> Config {
     Config {
         publish,
-        local: LocalConfig { mqtt: Some(address), password_file: None, acl_file: None },
+        local: LocalConfig { mqtt: Some(address), password_file: None, acl_file: None, broker: None },
         ..Config::defaults()
     }
 }

@@ -382,7 +382,7 @@ impl World {
         self.dialled = self.now;
         let runs = self.store.unreleased();
         let released = runs.first().map_or(self.highest_seq, |r| r.start() - 1);
-        let unreleased = Unreleased { runs, highest: self.highest_seq };
+        let unreleased = [Unreleased { runs, highest: self.highest_seq }];
         let first = self.last_attempt + self.dice.between(0, 3);
         let control = Control::restore(
             self.plan.settings.clone(),
@@ -501,6 +501,7 @@ impl World {
             Action::Admit { .. }
             | Action::Accept { .. }
             | Action::Refuse { .. }
+            | Action::Discard { .. }
             | Action::SetAside { .. }
             | Action::Answer { .. }
             | Action::Prefer { .. }

@@ -595,6 +595,7 @@ impl World {
             | Action::Append { .. }
             | Action::Accept { .. }
             | Action::Refuse { .. }
+            | Action::Discard { .. }
             | Action::Release { .. }
             | Action::SetAside { .. } => self.judge_message(action),
             Action::Exit => None,
@@ -787,7 +788,7 @@ impl World {
                 }
                 None
             }
-            Action::Refuse { ticket } => {
+            Action::Refuse { ticket, .. } => {
                 let works = o.store_works;
                 let waiting = o.numbers.len();
                 o.numbers.remove(&ticket.0);
@@ -1005,7 +1006,7 @@ impl Oracle {
                     self.last_inbound = now;
                 }
             }
-            Event::Acked { attempt, seq } | Event::Rejected { attempt, seq } => {
+            Event::Acked { attempt, seq } | Event::Completed { attempt, seq } | Event::Rejected { attempt, seq } => {
                 if self.session == Some(attempt.0) {
                     self.last_inbound = now;
                     self.in_flight.remove(&seq.0);
@@ -1036,6 +1037,10 @@ impl Oracle {
             | Event::AccessPointLost { .. }
             | Event::Measured { .. }
             | Event::Drained { .. }
+            | Event::Expired { .. }
+            | Event::LaneFull { .. }
+            | Event::LaneRoomy { .. }
+            | Event::Recovered { .. }
             | Event::DeadlineReached => {}
         }
     }
@@ -1055,7 +1060,7 @@ impl Oracle {
             }
             Command::Connect { via: None, .. } | Command::Reconnect { .. } => self.held = false,
             Command::Disconnect { .. } => self.held = true,
-            Command::Flush { .. } | Command::SetList { .. } | Command::Stop => {}
+            Command::Flush { .. } | Command::Drop { .. } | Command::SetList { .. } | Command::Stop => {}
         }
         self.commanded = now;
     }

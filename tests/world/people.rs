@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use switchback_control::{Command, Event, Failback, Order, Request, Ticket};
+use switchback_control::{Command, Event, Failback, Order, Parcel, Request, Ticket};
 
 use super::plan::{self, Profile};
 use super::{Source, What, World};
@@ -52,6 +52,7 @@ impl People {
             | Command::Reconnect { request }
             | Command::Failback { request, .. }
             | Command::Inhibit { request, .. }
+            | Command::Drop { request, .. }
             | Command::Flush { request, .. } => request,
             Command::SetList { .. } | Command::Stop => return,
         };
@@ -140,7 +141,8 @@ impl World {
             return;
         }
         self.people.tickets += 1;
-        let event = Event::Offered { ticket: Ticket(self.people.tickets), size: self.dice.spread(20, 4000) as u32 };
+        let parcel = Parcel { size: self.dice.spread(20, 4000) as u32, ..Parcel::default() };
+        let event = Event::Offered { ticket: Ticket(self.people.tickets), parcel };
         self.tell(Source::Local, 0, event);
     }
 

@@ -14,13 +14,14 @@ use tokio::time::Instant;
 
 use super::access::Deed;
 use super::connection::{Client, End};
-use super::message::{Message, Way, way_up};
+use super::message::{Message, way_up};
 use super::router::Departure;
 use super::session::{Reception, Session, Subscription, pubrel};
 use super::upward::{Ack, Task, Verdict};
 use super::{Offers, RECEIVE_MAX, checks, greeting};
 use crate::corridor::Refusal;
 use crate::io::packet::{self, Publish};
+use crate::sorting::Way;
 
 pub const PUBACK: u8 = 0x40;
 pub const PUBREC: u8 = 0x50;
@@ -103,12 +104,12 @@ impl<O: Offers> Client<O> {
         }
         let now = Instant::now();
         let message = Arc::new(Message::new(publish, Some(Arc::clone(&self.id)), now));
-        let task = match way_up(&self.doors.config.publish, &message) {
+        let task = match way_up(&self.doors.config, &message) {
             _ if !self.may(Deed::Publish, &message.topic) => {
                 for_locals = false;
                 Task::Answer(Verdict::Invalid(checks::NOT_AUTHORIZED))
             }
-            Way::Up(draft) => Task::Offer(draft),
+            Way::Up { draft, .. } => Task::Offer(draft),
             Way::Local => Task::Answer(Verdict::Accepted),
             Way::Impossible => {
                 for_locals = false;
@@ -166,7 +167,9 @@ impl<O: Offers> Client<O> {
         }
         let reason = match verdict {
             Verdict::Accepted => 0,
-            Verdict::Refused(Refusal::Full | Refusal::Stopping) => checks::QUOTA,
+            Verdict::Refused(Refusal::Full | Refusal::Dropped | Refusal::NotConnected | Refusal::Stopping) => {
+                checks::QUOTA
+            }
             Verdict::Refused(Refusal::TooLarge) => checks::IMPLEMENTATION,
             Verdict::Invalid(reason) => reason,
         };
@@ -217,7 +220,7 @@ impl<O: Offers> Client<O> {
 
     /// The will is offered like any other message of this client, after all it sent.
     pub(super) fn offer_will(&mut self, will: &Message) {
-        if let Way::Up(draft) = way_up(&self.doors.config.publish, will) {
+        if let Way::Up { draft, .. } = way_up(&self.doors.config, will) {
             self.upward.push(Ack::None, Task::Offer(draft));
         }
     }

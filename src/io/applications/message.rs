@@ -9,10 +9,9 @@ use std::time::Duration;
 use flowsdk::mqtt_serde::mqttv5::common::properties::Property;
 use tokio::time::Instant;
 
-use crate::config::PublishRule;
-use crate::corridor::Draft;
-use crate::io::packet::{Publish, properties_to_bytes};
-use crate::topics;
+use crate::config::Config;
+use crate::io::packet::Publish;
+use crate::sorting::{Local, Way, sort};
 
 /// A message as local subscribers get it.
 #[derive(Debug)]
@@ -63,34 +62,21 @@ impl Message {
     }
 }
 
-/// Where a local message goes in the cloud.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Way {
-    Up(Draft),
-    /// No rule matches: only local subscribers get it.
-    Local,
-    /// A rule makes a topic of it that no broker takes.
-    Impossible,
-}
-
-/// Asks the `[[publish]]` rules.
-pub fn way_up(rules: &[PublishRule], message: &Message) -> Way {
-    match topics::way_up(rules, &message.topic) {
-        topics::Way::Up { topic, qos } => Way::Up(Draft {
-            topic,
-            payload: message.payload.clone(),
-            qos,
-            retain: message.retain,
-            properties: properties_to_bytes(&message.properties),
-        }),
-        topics::Way::Local => Way::Local,
-        topics::Way::Impossible => Way::Impossible,
-    }
+/// Where this message goes in the cloud, if anywhere.
+pub fn way_up(config: &Config, message: &Message) -> Way {
+    let Message { topic, payload, retain, properties, .. } = message;
+    let (topic, payload, properties) = (topic.clone(), payload.clone(), properties.clone());
+    sort(config, Local { topic, payload, retain: *retain, properties })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::PublishRule;
+
+    fn ruled(rules: Vec<PublishRule>) -> Config {
+        Config { publish: rules, ..Config::defaults() }
+    }
 
     fn message(topic: &str) -> Message {
         let publish = Publish {
@@ -106,25 +92,25 @@ mod tests {
     }
 
     fn rule(topic: &str, qos: u8, to: &str) -> PublishRule {
-        PublishRule { topic: topic.into(), qos, to: to.into() }
+        PublishRule { topic: topic.into(), qos, to: to.into(), ..PublishRule::default() }
     }
 
     #[test]
     fn without_rules_everything_goes_up_unchanged() {
-        let Way::Up(draft) = way_up(&[], &message("a/b")) else { panic!() };
+        let Way::Up { draft, .. } = way_up(&ruled(vec![]), &message("a/b")) else { panic!() };
         assert_eq!((draft.topic.as_str(), draft.qos, draft.retain), ("a/b", 1, true));
         assert_eq!(crate::io::packet::properties_from_bytes(&draft.properties), [Property::ContentType("x".into())]);
     }
 
     #[test]
     fn the_first_rule_that_matches_wins_and_the_rest_stays_here() {
-        let rules = [rule("t/+", 0, "gw/1/{topic}"), rule("t/#", 1, "all")];
-        let Way::Up(draft) = way_up(&rules, &message("t/x")) else { panic!() };
+        let rules = ruled(vec![rule("t/+", 0, "gw/1/{topic}"), rule("t/#", 1, "all")]);
+        let Way::Up { draft, .. } = way_up(&rules, &message("t/x")) else { panic!() };
         assert_eq!((draft.topic.as_str(), draft.qos), ("gw/1/t/x", 0));
-        let Way::Up(draft) = way_up(&rules, &message("t/x/y")) else { panic!() };
+        let Way::Up { draft, .. } = way_up(&rules, &message("t/x/y")) else { panic!() };
         assert_eq!(draft.topic, "all");
         assert_eq!(way_up(&rules, &message("u")), Way::Local);
-        assert_eq!(way_up(&[rule("#", 1, "")], &message("u")), Way::Impossible);
+        assert_eq!(way_up(&ruled(vec![rule("#", 1, "")]), &message("u")), Way::Impossible);
     }
 
     #[test]
