@@ -1,4 +1,4 @@
-//! The configuration: TOML in, values that cannot be wrong out. Long, because every section's values stand in one place.
+//! The configuration: TOML in, values that cannot be wrong out. It is long, because every section's values stand in one place.
 //!
 //! What stands here has been checked: every duration is in its range, every name is a name, `{hostname}` and
 //! `{machine-id}` are expanded. Adapters take the part they need and read nothing else.

@@ -1,5 +1,5 @@
-//! Messages: admitted, in flight, acknowledged, kept, released, given up. Long, because the window, keeping and the choice
-//! between lanes are one set of rules over the same numbers; what a single lane knows is in `queue`.
+//! Messages: admitted, in flight, acknowledged, kept, released, given up. It is long, because the window, keeping and the
+//! choice between lanes are one set of rules over the same numbers; what a single lane knows is in `queue`.
 //!
 //! Decides when a message is ours, when and in which order it is sent, when it must be made durable, and when it may be
 //! forgotten. An application is told "kept" only when the store or the cloud has the message (R-SF-3), or its lane lives
@@ -564,7 +564,7 @@ mod tests {
 
     fn open(delivery: &mut Delivery, at: u64, attempt: Attempt, window: u16) -> Vec<Action> {
         turn(at, |t| {
-            delivery.open(attempt, Name::new("eth0").unwrap(), window, 256);
+            delivery.open(attempt, Name::new("eth0").unwrap(), window, t.settings.window);
             delivery.step(t, &Event::DeadlineReached);
         })
     }
