@@ -171,7 +171,7 @@ impl Watch {
             let owner = match call("GetNameOwner", name).await {
                 Ok(reply) => Some(reply.body().deserialize()?),
                 // The bus answered: nobody owns it.
-                Err(zbus::Error::MethodError(..)) => None,
+                Err(zbus::Error::FDO(error)) if matches!(*error, zbus::fdo::Error::NameHasNoOwner(_)) => None,
                 Err(error) => return Err(error),
             };
             self.peer(service).owned_by(owner);
