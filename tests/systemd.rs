@@ -82,7 +82,7 @@ fn the_unit_is_what_systemd_understands_and_exposes_little() {
     let dir = tempfile::tempdir().unwrap();
     let unit = dir.path().join("switchback.service");
     let text_of = std::fs::read_to_string(format!("{ROOT}/systemd/switchback.service")).unwrap();
-    let shown = text_of.replace("/usr/bin/switchbackd", "/bin/true");
+    let shown = text_of.replace("/usr/sbin/switchbackd", "/bin/true");
     let shown: String = shown.lines().filter(|l| !l.starts_with("Documentation=")).map(|l| format!("{l}\n")).collect();
     std::fs::write(&unit, shown).unwrap();
     let verified = run(Command::new("systemd-analyze").arg("verify").arg(&unit));
