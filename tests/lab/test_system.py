@@ -108,6 +108,19 @@ def test_a_dropped_bearer_is_left_and_its_return_used(lab):
     lab.wait_online("cell", within=30)
 
 
+def test_without_modem_manager_network_manager_is_heard_all_the_same(lab):
+    lab.stop("modem-manager")
+    try:
+        lab.daemon_fresh(config(hold_down="3s"))
+        lab.wait_online("eth", within=15)
+        # The kernel alone would not tell whose wish this is.
+        lab.run("gateway", "nmcli device disconnect eth0")
+        lab.wait_online("wifi", within=15)
+        lab.wait_status(lambda now: (uplink(now, "eth0") or {}).get("reason") == "user", 5, "the operator's wish to be seen")
+    finally:
+        lab.start_service("modem-manager")
+
+
 def test_the_operator_is_not_fought(online):
     online.run("gateway", "nmcli device disconnect eth0")
     online.wait_online("wifi", within=10)
