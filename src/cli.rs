@@ -1,6 +1,6 @@
 //! The command line: arguments in, one request to the daemon, words for people or JSON for scripts out.
 //!
-//! Speaks only the control socket; `config` verbs need no daemon at all. Exit status: 0 done, 1 the thing asked for did
+//! Speaks only the control socket; `config` verbs need no daemon at all, and `doctor` looks for itself. Exit status: 0 done, 1 the thing asked for did
 //! not happen, 2 wrong usage or bad configuration, 3 the daemon is not running. `arguments` reads what was typed,
 //! `client` speaks with the daemon, `local` does what needs none, `render` makes words. Nothing here panics on a closed
 //! pipe or on what a daemon of another version says.
@@ -18,12 +18,16 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use crate::api::{FLUSH_TIMEOUT, PAYLOAD_MAX, PUBLISH_TIMEOUT, RETURN_TIMEOUT, TIMEOUT_MAX, base64};
-use crate::config::{nearest, parse_duration};
+use crate::config::{DEFAULT_PATH, nearest, parse_duration};
+use crate::doctor::{self, Patient};
 use arguments::Arguments;
 use client::Client;
 
 /// Where the daemon listens, unless told otherwise.
 pub const RUNTIME_DIR: &str = "/run/switchback";
+
+/// Where the daemon keeps its state, unless told otherwise.
+const STATE_DIR: &str = "/var/lib/switchback";
 
 /// How long the daemon may take beyond what the verb itself may take.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -127,6 +131,7 @@ fn dispatch(arguments: &Arguments, output: &mut Output<'_>) -> Result<u8, Proble
         [] => Err(Problem::usage("what should be done? `switchback --help` lists the verbs")),
         ["config", rest @ ..] => local::config(arguments, rest, output),
         ["status"] => status(arguments, output),
+        ["doctor"] => doctor(arguments, output),
         ["explain"] => explain(arguments, output),
         ["failover"] | ["failover", "show"] => failover(arguments, "failover-show", None, output),
         ["failover", "set", names @ ..] => failover(arguments, "failover-set", Some(names), output),
@@ -190,6 +195,20 @@ fn status(arguments: &Arguments, output: &mut Output<'_>) -> Result<u8, Problem>
             }
         };
     }
+}
+
+/// Exits 1 when something is bad. Needs no daemon, but asks it how it is.
+fn doctor(arguments: &Arguments, output: &mut Output<'_>) -> Result<u8, Problem> {
+    let patient = Patient {
+        config: arguments.config.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_PATH)),
+        state_dir: std::env::var_os("STATE_DIRECTORY").map_or_else(|| PathBuf::from(STATE_DIR), PathBuf::from),
+        daemon: ask(arguments, "status", Map::new(), Duration::ZERO).map_err(|problem| problem.message),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Problem::new(1, format!("the system gives no timers: {error}")))?;
+    let document = doctor::document(&runtime.block_on(doctor::examine(&patient)));
+    output.answer(&document, doctor::in_words)?;
+    Ok(u8::from(document["health"] == "bad"))
 }
 
 fn explain(arguments: &Arguments, output: &mut Output<'_>) -> Result<u8, Problem> {

@@ -9,6 +9,7 @@ pub mod config;
 pub mod corridor;
 pub mod daemon;
 pub mod desk;
+pub mod doctor;
 pub mod io;
 pub mod journal;
 pub mod outbox;

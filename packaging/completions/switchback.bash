@@ -28,7 +28,7 @@ _switchback() {
         --wait) words='stored sent acked' ;;
         *)
             case $verb in
-                '') words='status explain failover failback inhibit connect disconnect reconnect publish flush events config' ;;
+                '') words='status doctor explain failover failback inhibit connect disconnect reconnect publish flush events config' ;;
                 status) words=--watch ;;
                 failover)
                     case $object in
@@ -43,6 +43,7 @@ _switchback() {
                 reconnect | flush) words=--timeout ;;
                 publish) words='--class --qos --retain --wait --timeout' ;;
                 events) words='-f --follow --since --boot --limit' ;;
+                doctor) words=--config ;;
                 config)
                     words=--config
                     case $object in

@@ -7,7 +7,7 @@ function __switchback_interfaces
 end
 
 function __switchback_first
-    not __fish_seen_subcommand_from status explain failover failback inhibit connect disconnect reconnect publish flush \
+    not __fish_seen_subcommand_from status doctor explain failover failback inhibit connect disconnect reconnect publish flush \
         events config
 end
 
@@ -23,6 +23,9 @@ complete -c switchback -s V -l version -d 'The version'
 
 __switchback_verb status 'One screen: state, uplinks, session, outbox, last outage'
 complete -c switchback -n '__fish_seen_subcommand_from status' -l watch -d 'Keep it up to date'
+
+__switchback_verb doctor 'Check the machine and every uplink, and say what to do'
+complete -c switchback -n '__fish_seen_subcommand_from doctor' -l config -rF -d 'The file'
 
 __switchback_verb explain 'Why this uplink and not another, and what happens next'
 

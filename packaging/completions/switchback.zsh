@@ -5,6 +5,7 @@ local -a verbs everywhere options
 local state line interfaces
 verbs=(
     'status:one screen\: state, uplinks, session, outbox, last outage'
+    'doctor:check the machine and every uplink, and say what to do'
     'explain:why this uplink and not another, and what happens next'
     'failover:the failover list'
     'failback:go back to the better uplink, or say whether to'
@@ -34,6 +35,7 @@ case $state in
         local timeout='--timeout[how long to wait]:duration:(5s 30s 5min)'
         case $words[1] in
             status) options=('--watch[keep it up to date]') ;;
+            doctor) options=('--config[the file]:file:_files') ;;
             failover)
                 if ((CURRENT == 2)); then
                     compadd show set clear

@@ -19,6 +19,8 @@ switchback: ask and tell switchbackd, which keeps this gateway connected to its 
 usage: switchback [--runtime-dir DIR] [--json] VERB ...
 
   status [--watch]               one screen: state, uplinks, session, outbox, last outage
+  doctor                         checks the machine and every uplink, and says what to do; needs
+                                 no daemon
   explain                        why this uplink and not another, and what happens next
   failover [show]                the failover list as stored and as walked
   failover set NAME...           store another list: ethernet, wifi, cell, or interface names
@@ -44,7 +46,7 @@ usage: switchback [--runtime-dir DIR] [--json] VERB ...
 
   --json           JSON in place of words
   --runtime-dir D  where the daemon listens; else $RUNTIME_DIRECTORY, else /run/switchback
-  --config FILE    for `config`; else /etc/switchback/switchback.toml
+  --config FILE    for `config` and `doctor`; else /etc/switchback/switchback.toml
   --help, --version
 
 exit status: 0 done, 1 it did not happen, 2 wrong usage or configuration, 3 no daemon
@@ -54,6 +56,7 @@ Durations are written 200ms, 45s, 5min, 2h. Write -- before a payload that begin
 /// Verbs and the options that each takes, besides `--json` and `--runtime-dir`.
 const VERBS: &[(&str, &[&str])] = &[
     ("status", &["watch"]),
+    ("doctor", &["config"]),
     ("explain", &[]),
     ("failover", &[]),
     ("failback", &["timeout", "for"]),

@@ -36,6 +36,7 @@ use crate::io::socket::{Gauge, PathInfo, Readback};
 use crate::io::tls::Tls;
 use crate::uplinks::Uplinks;
 
+pub use dial::verdict;
 pub use documents::Greeting;
 
 /// Longest goodbye: publishing the offline status and DISCONNECT, until the server has closed. Two round trips on the
