@@ -138,7 +138,6 @@ fn wrong_usage_exits_2_and_says_what_to_write() {
     for (args, hint) in [
         (&[][..], "--help"),
         (&["simulate"], "unknown verb \"simulate\""),
-        (&["doctor"], "unknown verb \"doctor\""),
         (&["simulate", "x"], "unknown verb \"simulate\""),
         (&["statsu"], "did you mean \"status\"?"),
         (&["status", "--wacth"], "did you mean \"--watch\"?"),

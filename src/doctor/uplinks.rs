@@ -92,7 +92,8 @@ fn link(uplink: &UplinkStatus, details: Option<&Details>) -> Finding {
     let signal =
         details.and_then(|details| details.signal).map(|signal| format!(", signal {signal} %")).unwrap_or_default();
     if uplink.usable {
-        return Finding::good("link", format!("{}{signal}", addresses.join(", ")));
+        let addresses = if addresses.is_empty() { "up".to_owned() } else { addresses.join(", ") };
+        return Finding::good("link", format!("{addresses}{signal}"));
     }
     let reason = uplink.reason.unwrap_or(Reason::NoLink);
     Finding::bad("link", format!("{}{signal}", in_words(reason)), advice(reason, uplink))
