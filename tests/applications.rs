@@ -6,6 +6,8 @@
 mod answers;
 #[path = "applications/client.rs"]
 mod client;
+#[path = "applications/restarts.rs"]
+mod restarts;
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;

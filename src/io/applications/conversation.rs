@@ -1,4 +1,4 @@
-//! What each packet of a client does.
+//! What each packet of a client does. It is long, because each kind of packet has its method here.
 //!
 //! One method per packet: changes the shared state, writes the answer into the client's output, or ends the
 //! connection with a reason. Never waits. A QoS 1 or 2 message is answered by `reply` alone, once its offer is accepted

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! An entry states how something is now, so reading one twice changes nothing. Pure: what decodes was encoded here,
-//! and no bytes make it panic. Times are of the wall clock, because no other one survives a restart; where that clock
+//! and no bytes make it panic. It is long, because each entry is written and read here, side by side. Times are of the wall clock, because no other one survives a restart; where that clock
 //! went back, what was left is counted from now, so that nothing ends too early.
 
 use std::sync::Arc;

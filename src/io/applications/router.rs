@@ -533,6 +533,7 @@ impl State {
             sessions: self.sessions.len(),
             retained: self.retained.len(),
             queued: self.sessions.values().map(Session::backlog).sum(),
+            queued_bytes: self.sessions.values().map(Session::bytes).sum(),
             ..self.figures.clone()
         }
     }
