@@ -6,6 +6,8 @@
 mod answers;
 #[path = "applications/client.rs"]
 mod client;
+#[path = "applications/limits.rs"]
+mod limits;
 #[path = "applications/restarts.rs"]
 mod restarts;
 

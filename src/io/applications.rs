@@ -71,8 +71,9 @@ pub const SESSIONS_MAX: usize = 256;
 /// Filters of one client: every message is held against each.
 pub const SUBSCRIPTIONS_MAX: usize = 128;
 
-/// Longest filter in bytes; topics in use are far shorter.
+/// Longest filter in bytes, and its levels; topics in use are far shorter, and `+/+/+/…` costs a look at each level.
 pub const FILTER_MAX: usize = 1024;
+pub const LEVELS_MAX: usize = 64;
 
 /// Retained messages, and their bytes. All of them fit into a queue, so that a subscriber to `#` gets them all.
 pub const RETAINED_MAX: usize = 1000;
@@ -137,8 +138,9 @@ const LAST_WRITE_WAIT: Duration = Duration::from_secs(5);
 /// Room made in the input for each read.
 const READ_CHUNK: usize = 16 * 1024;
 
-/// Packets of one client before the others' turn.
+/// Packets of one client before the others' turn, and how long they may take: many subscriptions make a message dear.
 const PACKETS_PER_TURN: usize = 64;
+const TURN_MAX: Duration = Duration::from_millis(2);
 
 /// Output is filled up to the target from the queue; above the limit, which only answers can reach, nothing is read.
 const OUTPUT_TARGET: usize = 64 * 1024;

@@ -27,7 +27,7 @@ use super::strangers::Stranger;
 use super::upward::{Suspended, Upward, Verdict};
 use super::{
     CONNECT_MAX, CONNECT_WAIT, CONTROL_MAX, Doors, GOODBYE_WAIT, OUTBOUND_MAX, OUTPUT_MAX, OUTPUT_TARGET, Offers,
-    PACKET_WAIT, PACKETS_PER_TURN, READ_CHUNK, RECEIVE_MAX, STALL_MAX, checks,
+    PACKET_WAIT, PACKETS_PER_TURN, READ_CHUNK, RECEIVE_MAX, STALL_MAX, TURN_MAX, checks,
 };
 use crate::io::packet::{self, Malformed, PACKET_MAX};
 use crate::sorting::is_reserved;
@@ -118,7 +118,6 @@ async fn serve_known<S, O>(
         patience: Some(keep_alive * 3 / 2).filter(|patience| !patience.is_zero()),
         heard: now,
         packet_began: None,
-        work: 0,
         stalled_since: None,
     };
     for will in due {
@@ -250,8 +249,6 @@ pub struct Client<O> {
     pub(super) heard: Instant,
     /// When the packet that is not all there yet began to arrive.
     pub(super) packet_began: Option<Instant>,
-    /// What its packets have cost in this turn: one each, and one more for each filter.
-    pub(super) work: usize,
     /// When the client last read something, while there is something to read.
     pub(super) stalled_since: Option<Instant>,
 }
@@ -361,13 +358,14 @@ impl<O: Offers> Client<O> {
         [silence, half, stall].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
-    /// Takes whole packets out of the input; true when it stopped at `PACKETS_PER_TURN`.
+    /// Takes whole packets out of the input; true when it stopped at `PACKETS_PER_TURN` or `TURN_MAX`.
     fn take_packets(&mut self) -> Result<bool, End> {
         let input = std::mem::take(&mut self.input);
         let mut left: &[u8] = &input;
         let mut result = Ok(());
-        self.work = 0;
-        while self.work < PACKETS_PER_TURN && self.may_read() {
+        let (mut packets, mut spent) = (0, Duration::ZERO);
+        let began = Instant::now();
+        while packets < PACKETS_PER_TURN && spent < TURN_MAX && self.may_read() {
             let frame = match next_frame(left) {
                 Ok(Some(frame)) => frame,
                 Ok(None) => break,
@@ -379,7 +377,8 @@ impl<O: Offers> Client<O> {
             left = left.get(frame.len()..).unwrap_or_default();
             self.heard = Instant::now();
             self.packet_began = None;
-            self.work += 1;
+            packets += 1;
+            spent = self.heard.saturating_duration_since(began);
             result = self.take_packet(frame);
             if result.is_err() {
                 break;
@@ -396,7 +395,7 @@ impl<O: Offers> Client<O> {
         } else {
             self.packet_began.get_or_insert_with(Instant::now);
         }
-        result.map(|()| self.work >= PACKETS_PER_TURN)
+        result.map(|()| packets >= PACKETS_PER_TURN || spent >= TURN_MAX)
     }
 
     /// Takes the answers that are there already, so that they leave in one write.

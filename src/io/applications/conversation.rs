@@ -318,7 +318,6 @@ impl<O: Offers> Client<O> {
         // More cannot all be new, and each costs a look at every rule and every retained message.
         let count = wanted.len();
         let served: Vec<_> = wanted.into_iter().take(SUBSCRIPTIONS_MAX).collect();
-        self.work += served.len();
         let allowed: Vec<bool> = served.iter().map(|(filter, ..)| self.may(Deed::Subscribe, filter)).collect();
         let mut reason_codes: Vec<u8> = self.doors.shared.with(|state| {
             let codes = served.iter().zip(&allowed).map(|((filter, subscription, retain_handling), allowed)| {

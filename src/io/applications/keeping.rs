@@ -19,12 +19,10 @@ use tokio::time::{Instant, sleep_until};
 
 use super::entry::{Entry, Moment, decode, encode};
 use super::ledger::{Key, Ledger, Soon};
-use super::router::{Shared, State};
+use super::router::{Shared, State, fits};
 use super::session::{Outgoing, Presence, Reception, Session};
 use super::store::Store;
-use super::{
-    FILTER_MAX, RECEPTIONS_MAX, RESTART_GRACE, RETAINED_BYTES_MAX, RETAINED_MAX, SESSIONS_MAX, SUBSCRIPTIONS_MAX,
-};
+use super::{RECEPTIONS_MAX, RESTART_GRACE, RETAINED_BYTES_MAX, RETAINED_MAX, SESSIONS_MAX, SUBSCRIPTIONS_MAX};
 use crate::outbox::Disk;
 use crate::topics;
 
@@ -192,7 +190,7 @@ impl State {
             Entry::Ended { id } => drop(self.sessions.remove(&id)),
             Entry::Subscribed { id, filter, subscription } => {
                 let Some(session) = self.sessions.get_mut(&id) else { return };
-                let room = session.subscriptions.len() < SUBSCRIPTIONS_MAX && filter.len() <= FILTER_MAX;
+                let room = session.subscriptions.len() < SUBSCRIPTIONS_MAX && fits(&filter);
                 if room && topics::valid_filter(&filter) {
                     session.subscriptions.insert(filter, subscription);
                 }

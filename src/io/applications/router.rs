@@ -17,7 +17,7 @@ use super::ledger::{Key, Ledger, Soon};
 use super::message::Message;
 use super::session::{Delivery, Link, Peer, Presence, Reception, Room, Session, Subscription, Taken};
 use super::{
-    ApplicationFigures, CLIENTS_MAX, FILTER_MAX, QUEUE_BYTES_MAX, QUEUE_BYTES_SHARE, QUEUES_BYTES_MAX,
+    ApplicationFigures, CLIENTS_MAX, FILTER_MAX, LEVELS_MAX, QUEUE_BYTES_MAX, QUEUE_BYTES_SHARE, QUEUES_BYTES_MAX,
     RETAINED_BYTES_MAX, RETAINED_MAX, SESSIONS_MAX, SUBSCRIPTIONS_MAX, checks,
 };
 use crate::io::packet::Publish;
@@ -290,7 +290,7 @@ impl State {
         let bytes_max = self.queue_bytes_max();
         let Some(session) = self.sessions.get_mut(id) else { return checks::UNSPECIFIED };
         let known = session.subscriptions.contains_key(filter);
-        if (!known && session.subscriptions.len() >= SUBSCRIPTIONS_MAX) || filter.len() > FILTER_MAX {
+        if (!known && session.subscriptions.len() >= SUBSCRIPTIONS_MAX) || !fits(filter) {
             return checks::QUOTA;
         }
         session.subscriptions.insert(filter.to_owned(), subscription);
@@ -317,6 +317,9 @@ impl State {
                 };
                 let room = queue(id, session, delivery, None, bytes_max, &mut self.ledger, now);
                 self.figures.note(room, id, session);
+                if room == Room::Full {
+                    break;
+                }
             }
         }
         subscription.qos
@@ -537,6 +540,11 @@ impl State {
             ..self.figures.clone()
         }
     }
+}
+
+/// Whether a filter is within its limits.
+pub fn fits(filter: &str) -> bool {
+    filter.len() <= FILTER_MAX && filter.split('/').count() <= LEVELS_MAX
 }
 
 fn deadline(session: &Session) -> Option<Instant> {

@@ -212,6 +212,8 @@ pub struct Session {
     /// Receptions that an earlier connection's offer settled: PUBREC is due on this one, after a write.
     pub settled: Vec<(u16, u64)>,
     queue: VecDeque<Outgoing>,
+    /// Nothing in the queue expires earlier.
+    expires_first: Option<Instant>,
     /// Of the queue and the window.
     bytes: usize,
     /// Messages over the limit.
@@ -242,6 +244,7 @@ impl Session {
             received: BTreeMap::new(),
             settled: Vec::new(),
             queue: VecDeque::new(),
+            expires_first: None,
             bytes: 0,
             over: 0,
             window: VecDeque::new(),
@@ -304,7 +307,7 @@ impl Session {
             return Room::NotKept;
         }
         let size = delivery.message.size();
-        if !self.has_room(size, bytes_max) {
+        if !self.has_room(size, bytes_max) && self.expires_first.is_some_and(|first| first <= now) {
             self.drop_expired(now);
         }
         let fits = self.has_room(size, bytes_max);
@@ -318,6 +321,7 @@ impl Session {
         let id = if delivery.qos == 0 { 0 } else { self.unused_id() };
         self.over += usize::from(!fits);
         self.bytes += size;
+        self.expires_first = self.expires_first.into_iter().chain(delivery.message.expires).min();
         self.queue.push_back(Outgoing { hold, ..Outgoing::new(0, id, Some(delivery)) });
         if let Some(link) = self.link() {
             link.wake.notify_one();
@@ -333,11 +337,14 @@ impl Session {
 
     /// What nobody would be sent any more makes room for what comes.
     fn drop_expired(&mut self, now: Instant) {
+        self.expires_first = None;
         for outgoing in std::mem::take(&mut self.queue) {
-            let expired = outgoing.delivery.as_ref().is_some_and(|delivery| delivery.message.expired(now));
-            if expired && outgoing.hold.is_none() {
+            let expires = outgoing.delivery.as_ref().and_then(|delivery| delivery.message.expires);
+            if outgoing.hold.is_none() && expires.is_some_and(|expires| expires <= now) {
                 self.forget(outgoing);
             } else {
+                let later = expires.filter(|expires| *expires > now);
+                self.expires_first = self.expires_first.into_iter().chain(later).min();
                 self.queue.push_back(outgoing);
             }
         }
