@@ -218,6 +218,11 @@ impl Desk {
                 let message = format!("the [[publish]] rule for \"{topic}\" makes a topic that no server takes");
                 return answer(reply, Err(Failure::failed(message, None)));
             }
+            Way::Reserved => {
+                let message =
+                    format!("\"{topic}\" goes where the cloud expects switchback itself to speak (cloud.base)");
+                return answer(reply, Err(Failure::failed(message, None)));
+            }
         };
         let corridor = self.corridor.clone();
         tokio::spawn(async move {

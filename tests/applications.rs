@@ -2,8 +2,14 @@
 //!
 //! Long, because it is a list: one test for each thing an application may rely on or may try.
 
+#[path = "applications/answers.rs"]
+mod answers;
 #[path = "applications/client.rs"]
 mod client;
+#[path = "applications/limits.rs"]
+mod limits;
+#[path = "applications/restarts.rs"]
+mod restarts;
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -75,7 +81,7 @@ fn a_refused_message_is_told_with_mqtt_5_and_sent_again_with_3_1_1() {
     new.publish("t", "2", 2, 2);
     assert_eq!(new.ack(), (Kind::Pubrec, 2, 0x97));
     new.publish("t", "3", 0, 0);
-    eventually("a counted refusal", || server.counts().refused == 1);
+    eventually("a counted refusal", || server.figures().refused == 1);
     new.ping();
     let mut old = server.client(Version::V311, "old");
     old.publish("t", "4", 1, 1);
@@ -171,7 +177,7 @@ fn qos_2_is_offered_once_however_often_it_is_sent() {
         first.publish("t", "x", 2, 5);
         server.desk.await_count(1);
         drop(first);
-        eventually("the end", || server.counts().clients == 1);
+        eventually("the end", || server.figures().clients == 1);
         let mut second = Client::dial(server.address, version);
         second.connect(&stays);
         assert_eq!(second.connack(), (true, 0));
@@ -341,7 +347,7 @@ fn the_same_identifier_takes_the_connection_over() {
         let mut second = server.client(version, "same");
         assert_eq!(first.closed_within(SOON), (version == Version::V5).then_some(0x8e));
         second.ping();
-        assert_eq!(server.counts().clients, 1);
+        assert_eq!(server.figures().clients, 1);
     }
 }
 
@@ -361,7 +367,7 @@ fn a_persistent_session_waits_for_its_client_and_sends_again_what_was_not_acknow
         first.send_ack(0x50, ids[1]);
         assert_eq!(first.ack(), (Kind::Pubrel, ids[1], 0));
         first.disconnect();
-        eventually("the end", || server.counts().clients == 1);
+        eventually("the end", || server.figures().clients == 1);
         from.publish("t", "three", 1, 3);
         from.publish("t", "lost", 0, 0);
         from.ping_through();
@@ -392,14 +398,14 @@ fn an_mqtt_5_session_ends_when_its_time_is_up() {
     client.connect(&brief);
     client.connack();
     client.disconnect();
-    eventually("the end of the session", || server.counts().sessions == 0);
+    eventually("the end of the session", || server.figures().sessions == 0);
     // DISCONNECT can make it longer, but not out of nothing.
     let mut client = Client::dial(server.address, Version::V5);
     client.connect(&brief);
     assert_eq!(client.connack(), (false, 0));
     client.send(&MqttPacket::Disconnect5(MqttDisconnect::new(0, vec![Property::SessionExpiryInterval(1000)])));
     std::thread::sleep(Duration::from_millis(1500));
-    assert_eq!(server.counts().sessions, 1);
+    assert_eq!(server.figures().sessions, 1);
     let mut client = server.client(Version::V5, "other");
     client.send(&MqttPacket::Disconnect5(MqttDisconnect::new(0, vec![Property::SessionExpiryInterval(1000)])));
     assert_eq!(client.closed_within(SOON), Some(0x82));
@@ -548,7 +554,7 @@ fn what_was_acknowledged_for_a_client_that_is_away_survives_a_kill() {
         });
         app.receive();
         app.disconnect();
-        eventually("the end", || server.counts().clients == 0);
+        eventually("the end", || server.figures().clients == 0);
         server.downlink("cmd/1", b"one", 1).blocking_recv().unwrap();
         server.downlink("cmd/2", b"two", 2).blocking_recv().unwrap();
         let mut from = server.client(Version::V5, "from");
@@ -630,12 +636,12 @@ fn an_expired_session_does_not_come_back_and_an_unexpired_one_has_what_is_left()
         client.subscribe("t", 1);
         client.disconnect();
     }
-    eventually("the end", || server.counts().clients == 0);
+    eventually("the end", || server.figures().clients == 0);
     let (address, dir) = (server.address, std::sync::Arc::clone(&server.dir));
     server.stop();
     std::thread::sleep(Duration::from_millis(1100));
     let server = Server::configured(Mode::Accept, client::config(Vec::new(), address), dir);
-    eventually("the end of the brief one", || server.counts().sessions == 1);
+    eventually("the end of the brief one", || server.figures().sessions == 1);
     assert!(staying(&server, Version::V5, "long").1);
 }
 
@@ -697,7 +703,7 @@ fn a_disk_that_fails_holds_up_local_clients_never_and_the_cloud_only_for_those_a
     let (mut app, _) = staying(&server, Version::V5, "app");
     app.subscribe("t", 2);
     app.disconnect();
-    eventually("the end", || server.counts().clients == 0);
+    eventually("the end", || server.figures().clients == 0);
     let mut from = server.client(Version::V5, "from");
     from.publish("t", "one", 1, 1);
     assert_eq!(from.ack(), (Kind::Puback, 1, 0));
@@ -751,7 +757,7 @@ fn what_the_cloud_sent_reaches_subscribers_and_never_goes_up() {
     // Nobody wants this one.
     server.downlink("other", b"x", 1).blocking_recv().unwrap();
     assert_eq!(server.desk.count(), 0);
-    assert_eq!((server.counts().retained, server.counts().unwanted), (0, 1));
+    assert_eq!((server.figures().retained, server.figures().unwanted), (0, 1));
 }
 
 #[test]
@@ -776,7 +782,7 @@ fn a_client_that_does_not_read_holds_up_the_cloud_for_a_short_time_only() {
     }
     assert!(start.elapsed() < Duration::from_secs(9), "{:?}", start.elapsed());
     slow.closed_within(SOON);
-    assert_eq!((server.counts().slow_dropped, server.counts().clients), (1, 1));
+    assert_eq!((server.figures().slow_dropped, server.figures().clients), (1, 1));
     quick.ping();
 }
 
@@ -793,7 +799,7 @@ fn a_slow_subscriber_slows_nobody() {
         from.publish("t", &payload, 1, id);
         assert_eq!(from.ack(), (Kind::Puback, id, 0));
     }
-    assert!(server.counts().dropped > 0);
+    assert!(server.figures().dropped > 0);
 }
 
 #[test]
@@ -807,7 +813,7 @@ fn a_client_that_reads_nothing_for_30_seconds_is_dropped() {
         from.ack();
     }
     let start = Instant::now();
-    while server.counts().clients > 1 {
+    while server.figures().clients > 1 {
         assert!(start.elapsed() < Duration::from_secs(40), "still there");
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -861,7 +867,7 @@ fn the_65th_client_is_turned_away_and_may_come_back() {
     let mut again = server.client(Version::V311, "c0");
     again.ping();
     clients.pop().unwrap().disconnect();
-    eventually("a free place", || server.counts().clients < CLIENTS_MAX);
+    eventually("a free place", || server.figures().clients < CLIENTS_MAX);
     server.client(Version::V5, "more").ping();
     for client in &mut clients[1..] {
         client.ping();
@@ -881,7 +887,7 @@ fn five_hundred_connections_in_a_row_leave_nothing_behind() {
         client.message_before_ack(Kind::Puback, 1);
         client.disconnect();
     }
-    eventually("the end of all", || server.counts().sessions == 0);
+    eventually("the end of all", || server.figures().sessions == 0);
     assert_eq!(server.desk.count(), 500);
     // Other tests run in this process too: far fewer than 500 is the point.
     assert!(files() < before + 200, "{before} -> {}", files());
@@ -1025,7 +1031,7 @@ fn only_known_users_come_in_and_only_to_the_topics_their_rules_cover() {
     known.publish("cmd/x", "1", 1, 2);
     known.closed_within(SOON);
     assert_eq!(server.desk.count(), 1);
-    assert_eq!((server.counts().strangers_refused, server.counts().denied), (3, 4));
+    assert_eq!((server.figures().strangers_refused, server.figures().denied), (3, 4));
 }
 
 #[test]
@@ -1036,7 +1042,7 @@ fn a_session_is_for_the_user_who_made_it() {
     assert_eq!(log_in(&server, "s", "two", "secret", 0).1, (false, 5));
     mine.ping();
     mine.disconnect();
-    eventually("the end", || server.counts().clients == 0);
+    eventually("the end", || server.figures().clients == 0);
     server.downlink("t", b"for gw", 1).blocking_recv().unwrap();
     let (mut theirs, answer) = log_in(&server, "s", "two", "secret", 0);
     assert_eq!(answer, (false, 0));
@@ -1093,7 +1099,7 @@ fn the_usual_command_line_clients_work() {
             command.stdout(std::process::Stdio::piped()).spawn().expect("mosquitto-clients is installed")
         };
         let subscriber = run("mosquitto_sub", &["-t", "m/#", "-q", "2", "-C", "3", "-W", "10"]);
-        eventually("the subscriber", || server.counts().sessions == 1);
+        eventually("the subscriber", || server.figures().sessions == 1);
         std::thread::sleep(Duration::from_millis(200));
         for qos in ["0", "1", "2"] {
             let publisher = run("mosquitto_pub", &["-t", "m/x", "-q", qos, "-m", qos]);
@@ -1101,7 +1107,7 @@ fn the_usual_command_line_clients_work() {
         }
         let output = subscriber.wait_with_output().unwrap();
         assert_eq!(String::from_utf8(output.stdout).unwrap(), "0\n1\n2\n");
-        eventually("the end", || server.counts().sessions == 0);
+        eventually("the end", || server.figures().sessions == 0);
     }
     let old = Command::new("mosquitto_pub")
         .args(["-h", "127.0.0.1", "-p", &port, "-V", "mqttv31", "-t", "m/x", "-m", "x"])

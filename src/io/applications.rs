@@ -6,7 +6,7 @@
 //! only. Persistent sessions and retained messages survive the daemon.
 //!
 //! `listener` accepts, `strangers`, `greeting` and `access` let in, `connection` runs one client, `conversation` knows
-//! what its packets do, `upward` carries its messages to the outbox in order, `router` and `session` hold what outlives
+//! what its packets do, `answers` what a publisher is told, `upward` carries its messages to the outbox in order, `router` and `session` hold what outlives
 //! a connection, `ledger` notes what of it the disk does not know yet, and `keeping` writes that with `store` and
 //! `entry`.
 
@@ -21,8 +21,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use self::access::Access;
+use self::access::{Access, Deed};
 use self::entry::Moment;
+pub use self::figures::{ApplicationFigures, Gauge};
 use self::message::{Message, way_up};
 use self::router::Shared;
 use self::session::Taken;
@@ -37,10 +38,12 @@ use crate::sorting::Way;
 use crate::topics;
 
 mod access;
+mod answers;
 mod checks;
 mod connection;
 mod conversation;
 mod entry;
+mod figures;
 mod greeting;
 mod keeping;
 mod ledger;
@@ -68,8 +71,9 @@ pub const SESSIONS_MAX: usize = 256;
 /// Filters of one client: every message is held against each.
 pub const SUBSCRIPTIONS_MAX: usize = 128;
 
-/// Longest filter in bytes; topics in use are far shorter.
+/// Longest filter in bytes, and its levels; topics in use are far shorter, and `+/+/+/…` costs a look at each level.
 pub const FILTER_MAX: usize = 1024;
+pub const LEVELS_MAX: usize = 64;
 
 /// Retained messages, and their bytes. All of them fit into a queue, so that a subscriber to `#` gets them all.
 pub const RETAINED_MAX: usize = 1000;
@@ -89,6 +93,13 @@ pub const OUTBOUND_MAX: usize = 100;
 
 /// Messages with QoS 1 and 2 of one client that are not acknowledged yet: MQTT 5's Receive Maximum.
 pub const RECEIVE_MAX: u16 = 100;
+
+/// Messages with QoS 2 of one session between PUBLISH and PUBREL, over all its connections: 3.1.1 has no such limit, and
+/// whoever never sends PUBREL would fill the memory. A client that goes on regardless is disconnected.
+pub const RECEPTIONS_MAX: usize = 1000;
+
+/// How long after a start a client that was here before may take to come back until its will is published.
+pub const RESTART_GRACE: Duration = Duration::from_secs(30);
 
 /// Messages of one client on their way to the outbox, whatever their QoS, and their bytes; then it is not read.
 pub const UPWARD_MAX: usize = 1000;
@@ -127,8 +138,9 @@ const LAST_WRITE_WAIT: Duration = Duration::from_secs(5);
 /// Room made in the input for each read.
 const READ_CHUNK: usize = 16 * 1024;
 
-/// Packets of one client before the others' turn.
+/// Packets of one client before the others' turn, and how long they may take: many subscriptions make a message dear.
 const PACKETS_PER_TURN: usize = 64;
+const TURN_MAX: Duration = Duration::from_millis(2);
 
 /// Output is filled up to the target from the queue; above the limit, which only answers can reach, nothing is read.
 const OUTPUT_TARGET: usize = 64 * 1024;
@@ -138,34 +150,6 @@ const OUTPUT_MAX: usize = 256 * 1024;
 pub trait Offers: Clone + Send + Sync + 'static {
     /// Takes a message; the answers come later. May wait, but then every client waits.
     fn offer(&self, draft: Draft) -> impl Future<Output = Offer> + Send;
-}
-
-/// What the local face has done and holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    pub clients: usize,
-    pub sessions: usize,
-    pub retained: usize,
-    /// Messages that wait for clients or are on their way to them.
-    pub queued: usize,
-    /// Messages with QoS 0 that the outbox refused: their senders cannot be told.
-    pub refused: u64,
-    /// Messages for a client whose queue was full.
-    pub dropped: u64,
-    /// Messages from the cloud that nobody here has subscribed to.
-    pub unwanted: u64,
-    /// Messages from the cloud whose acknowledgement had to wait for a client.
-    pub held: u64,
-    /// Clients dropped because they did not take what the cloud sent.
-    pub slow_dropped: u64,
-    /// Clients turned away because all places were taken.
-    pub clients_refused: u64,
-    /// Clients that were not let in: no such user, or another password.
-    pub strangers_refused: u64,
-    /// Messages and subscriptions that no rule allows.
-    pub denied: u64,
-    /// Retained messages that were delivered but not kept.
-    pub retained_refused: u64,
 }
 
 /// The running face. Dropping it closes everything at once.
@@ -216,11 +200,14 @@ impl Applications {
             state.begin_keeping(moment.now);
             store
         });
+        let access = Arc::new(Access::load(&config.local));
+        shared.with(|state| {
+            state.forget_wills(|user, id, topic| access.allows(user, id, Deed::Publish, topic));
+        });
         let (finish, finished) = oneshot::channel();
         let keeper = tokio::spawn(keeping::keep(Arc::clone(&shared), store, finished));
         let started = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_micros() as u64);
         let address = config.local.mqtt;
-        let access = Arc::new(Access::load(&config.local));
         let doors = Arc::new(Doors {
             config,
             offers,
@@ -245,8 +232,13 @@ impl Applications {
     }
 
     /// For status and metrics.
-    pub fn counts(&self) -> Counts {
-        self.shared.with(|state| state.counts())
+    pub fn figures(&self) -> ApplicationFigures {
+        self.gauge().read()
+    }
+
+    /// The same for whoever shows them.
+    pub fn gauge(&self) -> Gauge {
+        Gauge::new(Arc::clone(&self.shared))
     }
 
     /// Accepts nobody any more, tells every client that the server shuts down, and writes what is to be kept. Ends
@@ -257,7 +249,7 @@ impl Applications {
         }
         self.shared.with(|state| state.close_all(checks::SHUTTING_DOWN));
         let deadline = Instant::now() + GOODBYE_WAIT;
-        while self.counts().clients > 0 && Instant::now() < deadline {
+        while self.figures().clients > 0 && Instant::now() < deadline {
             sleep(Duration::from_millis(5)).await;
         }
         if let Some(finish) = self.finish.take() {
@@ -305,8 +297,8 @@ async fn bring_down(shared: Arc<Shared>, mut downlinks: mpsc::Receiver<Downlink>
         // miss one keeps a persistent session, which counts as a subscriber while its client is away.
         let unwanted = shared.with(|state| {
             let receivers = state.publish(&message, Some(&taken), now);
-            state.counts.unwanted += u64::from(receivers == 0);
-            (receivers == 0).then_some(state.counts.unwanted)
+            state.figures.unwanted += u64::from(receivers == 0);
+            (receivers == 0).then_some(state.figures.unwanted)
         });
         match unwanted {
             None => {}
@@ -331,12 +323,12 @@ async fn keep_time<O: Offers>(doors: Arc<Doors<O>>) {
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
             (_, verdict) = upward.next(), if !upward.is_empty() => {
                 let refused = u64::from(verdict != Verdict::Accepted);
-                doors.shared.with(|state| state.counts.refused += refused);
+                doors.shared.with(|state| state.figures.refused += refused);
             }
         }
         for will in doors.shared.with(|state| state.sweep(Instant::now())) {
-            if let Way::Up { draft, .. } = way_up(&doors.config, &will) {
-                upward.push(Ack::None, Task::Offer(draft));
+            if let Way::Up { draft, await_cloud, .. } = way_up(&doors.config, &will) {
+                upward.push(Ack::None, Task::Offer { draft, await_cloud });
             }
         }
     }

@@ -18,7 +18,7 @@ use flowsdk::mqtt_serde::mqttv5::{connectv5, subscribev5};
 use switchback::config::{Config, LocalConfig, PublishRule};
 use switchback::control::{Seq, Version};
 use switchback::corridor::{DOWNLINK_MAX, Downlink, Draft, Offer, Refusal};
-use switchback::io::applications::{Applications, Counts, Offers};
+use switchback::io::applications::{ApplicationFigures, Applications, Offers};
 use switchback::io::packet::{self, PACKET_MAX, Publish};
 use tokio::sync::{mpsc, oneshot};
 
@@ -41,18 +41,27 @@ struct DeskState {
     count: u64,
     drafts: Vec<Draft>,
     held: VecDeque<oneshot::Sender<Result<Seq, Refusal>>>,
+    /// Who waits for the cloud, in the order of the offers.
+    undelivered: VecDeque<oneshot::Sender<()>>,
 }
 
 impl Desk {
     pub fn new(mode: Mode) -> Desk {
-        Desk(Arc::new(Mutex::new(DeskState { mode, keep: true, count: 0, drafts: Vec::new(), held: VecDeque::new() })))
+        Desk(Arc::new(Mutex::new(DeskState {
+            mode,
+            keep: true,
+            count: 0,
+            drafts: Vec::new(),
+            held: VecDeque::new(),
+            undelivered: VecDeque::new(),
+        })))
     }
 
     pub fn set(&self, mode: Mode) {
         self.0.lock().unwrap().mode = mode;
     }
 
-    /// Only counts from now on.
+    /// Only figures from now on.
     pub fn forget(&self) {
         self.0.lock().unwrap().keep = false;
     }
@@ -79,6 +88,14 @@ impl Desk {
         sender.send(answer).ok();
     }
 
+    /// The cloud has the oldest message that it has not got, or never will.
+    pub fn deliver(&self, has: bool) {
+        let sender = self.0.lock().unwrap().undelivered.pop_front().expect("an offer was made");
+        if has {
+            sender.send(()).ok();
+        }
+    }
+
     pub fn accept_all(&self) {
         for sender in std::mem::take(&mut self.0.lock().unwrap().held) {
             sender.send(Ok(Seq(0))).ok();
@@ -90,11 +107,12 @@ impl Offers for Desk {
     async fn offer(&self, draft: Draft) -> Offer {
         let (sender, accepted) = oneshot::channel();
         let (_, sent) = oneshot::channel();
-        let (_, delivered) = oneshot::channel();
+        let (deliver, delivered) = oneshot::channel();
         let mut desk = self.0.lock().unwrap();
         desk.count += 1;
         if desk.keep {
             desk.drafts.push(draft);
+            desk.undelivered.push_back(deliver);
         }
         match desk.mode {
             Mode::Accept => drop(sender.send(Ok(Seq(desk.count)))),
@@ -134,7 +152,7 @@ pub struct Server {
     pub desk: Desk,
     pub dir: Arc<tempfile::TempDir>,
     downlinks: mpsc::Sender<Downlink>,
-    counts: mpsc::UnboundedSender<std::sync::mpsc::Sender<Counts>>,
+    figures: mpsc::UnboundedSender<std::sync::mpsc::Sender<ApplicationFigures>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -171,7 +189,7 @@ impl Server {
         let address = config.local.mqtt.unwrap();
         let desk = Desk::new(mode);
         let (downlinks, downlink_receiver) = mpsc::channel(DOWNLINK_MAX);
-        let (counts, mut counts_receiver) = mpsc::unbounded_channel::<std::sync::mpsc::Sender<Counts>>();
+        let (figures, mut figures_receiver) = mpsc::unbounded_channel::<std::sync::mpsc::Sender<ApplicationFigures>>();
         let (stop, mut stopped) = oneshot::channel();
         let (offers, path) = (desk.clone(), dir.path().to_owned());
         let thread = std::thread::Builder::new().name(SERVER.into()).spawn(move || {
@@ -180,7 +198,7 @@ impl Server {
                 let applications = Applications::start(Arc::new(config), &path, &path, offers, downlink_receiver);
                 loop {
                     tokio::select! {
-                        Some(reply) = counts_receiver.recv() => drop(reply.send(applications.counts())),
+                        Some(reply) = figures_receiver.recv() => drop(reply.send(applications.figures())),
                         _ = &mut stopped => break,
                     }
                 }
@@ -189,12 +207,12 @@ impl Server {
             });
         });
         let thread = thread.unwrap();
-        Server { address, desk, dir, downlinks, counts, stop: Some(stop), thread: Some(thread) }
+        Server { address, desk, dir, downlinks, figures, stop: Some(stop), thread: Some(thread) }
     }
 
-    pub fn counts(&self) -> Counts {
+    pub fn figures(&self) -> ApplicationFigures {
         let (sender, receiver) = std::sync::mpsc::channel();
-        self.counts.send(sender).unwrap();
+        self.figures.send(sender).unwrap();
         receiver.recv_timeout(SOON).unwrap()
     }
 

@@ -19,17 +19,21 @@ use tokio::task::{spawn_blocking, yield_now};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::access::Deed;
-use super::conversation::{PUBREC, acknowledge};
+use super::answers::{Answer, PUBREC, acknowledgement, answer};
 use super::greeting::{self, Greeting};
-use super::router::{Attached, Departure};
+use super::router::{Attached, Departure, Shared};
 use super::session::Link;
 use super::strangers::Stranger;
-use super::upward::Upward;
+use super::upward::{Suspended, Upward, Verdict};
 use super::{
     CONNECT_MAX, CONNECT_WAIT, CONTROL_MAX, Doors, GOODBYE_WAIT, OUTBOUND_MAX, OUTPUT_MAX, OUTPUT_TARGET, Offers,
-    PACKET_WAIT, PACKETS_PER_TURN, READ_CHUNK, RECEIVE_MAX, STALL_MAX, checks,
+    PACKET_WAIT, PACKETS_PER_TURN, READ_CHUNK, RECEIVE_MAX, STALL_MAX, TURN_MAX, checks,
 };
 use crate::io::packet::{self, Malformed, PACKET_MAX};
+use crate::sorting::is_reserved;
+
+/// Longest acknowledgement with a reason string: who takes less gets none.
+const WORDS_MAX: usize = 128;
 
 /// Why a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,9 +90,10 @@ async fn serve_known<S, O>(
     let assigned = greeting.id.is_empty().then(|| doors.fresh_id());
     let id: Arc<str> = Arc::from(assigned.as_deref().unwrap_or(&greeting.id));
     let (version, keep_alive) = (greeting.version, greeting.keep_alive);
+    let wants_words = greeting.wants_words && greeting.packet_max >= WORDS_MAX;
     let user = greeting.credentials.user.clone();
     let attached = doors.shared.with(|state| state.attach(&id, greeting, now));
-    let Attached { link, present, due } = match attached {
+    let Attached { link, epoch, present, due } = match attached {
         Ok(attached) => attached,
         Err(refusal) => {
             log::warn!("local MQTT client {id:?} is turned away: {refusal}");
@@ -103,7 +108,9 @@ async fn serve_known<S, O>(
         id,
         user,
         version,
+        wants_words,
         link,
+        epoch,
         input,
         late: VecDeque::new(),
         open_receptions: BTreeSet::new(),
@@ -141,20 +148,20 @@ async fn admit<O: Offers>(doors: &Doors<O>, greeting: &mut Greeting) -> Result<(
         let access = Arc::clone(&doors.access);
         let known = spawn_blocking(move || access.knows(&credentials)).await;
         if !known.unwrap_or(false) {
-            doors.shared.with(|state| state.counts.strangers_refused += 1);
+            doors.shared.with(|state| state.figures.strangers_refused += 1);
             log::warn!("local MQTT client {:?} is not let in: user or password is wrong", greeting.id);
             return Err(checks::BAD_PASSWORD);
         }
     }
     let user = greeting.credentials.user.as_deref();
-    match &greeting.will {
-        Some((will, _)) if !doors.access.allows(user, &greeting.id, Deed::Publish, &will.topic) => {
-            doors.shared.with(|state| state.counts.denied += 1);
-            log::warn!("local MQTT client {:?} may not publish its will to {:?}", greeting.id, will.topic);
-            Err(checks::NOT_AUTHORIZED)
-        }
-        Some(_) | None => Ok(()),
+    let Some((will, _)) = &greeting.will else { return Ok(()) };
+    let reserved = is_reserved(&doors.config, &will.topic);
+    if !reserved && doors.access.allows(user, &greeting.id, Deed::Publish, &will.topic) {
+        return Ok(());
     }
+    doors.shared.with(|state| if reserved { state.figures.reserved += 1 } else { state.figures.denied += 1 });
+    log::warn!("local MQTT client {:?} may not publish its will to {:?}", greeting.id, will.topic);
+    Err(checks::NOT_AUTHORIZED)
 }
 
 /// Reads the CONNECT; nothing but it may come first (section 3.1), and only a little memory is spent on it.
@@ -225,7 +232,11 @@ pub struct Client<O> {
     /// Who it is, where there is a password file.
     pub(super) user: Option<String>,
     pub(super) version: Version,
+    /// Takes a reason string with a PUBACK.
+    pub(super) wants_words: bool,
     pub(super) link: Arc<Link>,
+    /// Which session it was when the connection began.
+    pub(super) epoch: u64,
     pub(super) upward: Upward<O>,
     pub(super) input: Vec<u8>,
     pub(super) output: Vec<u8>,
@@ -270,7 +281,7 @@ impl<O: Offers> Client<O> {
             tokio::select! {
                 () = link.wake.notified() => {}
                 answer = self.upward.next(), if !self.upward.is_empty() => {
-                    if let Err(end) = self.answer(answer).and_then(|()| self.more_answers()) {
+                    if let Err(end) = self.reply(answer).and_then(|()| self.more_answers()) {
                         return end;
                     }
                 }
@@ -308,11 +319,11 @@ impl<O: Offers> Client<O> {
         let (id, link, output, late) = (&self.id, &self.link, &mut self.output, &mut self.late);
         self.doors.shared.with(|state| {
             let (session, ledger) = state.parts(id, link).ok_or(End::Closed(checks::TAKEN_OVER))?;
+            for (packet_id, kept) in session.settled.drain(..) {
+                late.push_back((kept, acknowledgement(self.version, PUBREC, packet_id, 0)));
+            }
             let ready = late.iter().take_while(|(kept, _)| ledger.may_go_on(*kept)).count();
             late.drain(..ready).for_each(|(_, packet)| output.extend(packet));
-            for packet_id in session.settled.drain(..) {
-                acknowledge(output, self.version, PUBREC, packet_id, 0);
-            }
             let now = Instant::now();
             while late.is_empty() && output.len() < OUTPUT_TARGET {
                 let Some(packet) = session.next(now, ledger) else { break };
@@ -347,13 +358,14 @@ impl<O: Offers> Client<O> {
         [silence, half, stall].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
-    /// Takes whole packets out of the input; true when it stopped at `PACKETS_PER_TURN`.
+    /// Takes whole packets out of the input; true when it stopped at `PACKETS_PER_TURN` or `TURN_MAX`.
     fn take_packets(&mut self) -> Result<bool, End> {
         let input = std::mem::take(&mut self.input);
         let mut left: &[u8] = &input;
         let mut result = Ok(());
-        let mut packets = 0;
-        while packets < PACKETS_PER_TURN && self.may_read() {
+        let (mut packets, mut spent) = (0, Duration::ZERO);
+        let began = Instant::now();
+        while packets < PACKETS_PER_TURN && spent < TURN_MAX && self.may_read() {
             let frame = match next_frame(left) {
                 Ok(Some(frame)) => frame,
                 Ok(None) => break,
@@ -366,6 +378,7 @@ impl<O: Offers> Client<O> {
             self.heard = Instant::now();
             self.packet_began = None;
             packets += 1;
+            spent = self.heard.saturating_duration_since(began);
             result = self.take_packet(frame);
             if result.is_err() {
                 break;
@@ -382,7 +395,7 @@ impl<O: Offers> Client<O> {
         } else {
             self.packet_began.get_or_insert_with(Instant::now);
         }
-        result.map(|()| packets == PACKETS_PER_TURN)
+        result.map(|()| packets >= PACKETS_PER_TURN || spent >= TURN_MAX)
     }
 
     /// Takes the answers that are there already, so that they leave in one write.
@@ -390,7 +403,7 @@ impl<O: Offers> Client<O> {
         // Not waited for here: `run` asks again with its own waker before it sleeps.
         let mut context = Context::from_waker(Waker::noop());
         while let Poll::Ready(answer) = self.upward.poll_next(&mut context) {
-            self.answer(answer)?;
+            self.reply(answer)?;
         }
         Ok(())
     }
@@ -399,9 +412,9 @@ impl<O: Offers> Client<O> {
     fn leave(&mut self, end: End) {
         let departure = match end {
             End::Disconnected(departure) => departure,
-            // The daemon stops, not the client; it will be back before anyone could act on its will.
-            End::Closed(checks::SHUTTING_DOWN) => Departure { keep_will: false, expiry: None },
-            End::Broken | End::Closed(_) => Departure { keep_will: true, expiry: None },
+            // The daemon stops, not the client: the next start waits for it before it publishes the will.
+            End::Closed(checks::SHUTTING_DOWN) => Departure { cut_off: true, ..Departure::BROKEN },
+            End::Broken | End::Closed(_) => Departure::BROKEN,
         };
         let now = Instant::now();
         let will = self.doors.shared.with(|state| state.detach(&self.id, &self.link, departure, now));
@@ -413,10 +426,28 @@ impl<O: Offers> Client<O> {
 
     /// Offers what was read before the connection ended: with QoS 0 nobody would send it again.
     async fn finish(mut self) {
+        let suspended = self.upward.part().await;
+        if !suspended.is_empty() {
+            let (shared, id) = (Arc::clone(&self.doors.shared), Arc::clone(&self.id));
+            // Each is a message in the outbox, which has its own limits; it holds no place here.
+            tokio::spawn(settle_suspended(shared, id, self.epoch, self.version, suspended));
+        }
         while !self.upward.is_empty() {
             let answer = self.upward.next().await;
-            self.answer_late(answer);
+            self.reply_late(answer);
         }
+    }
+}
+
+/// Tells a session what became of messages that wait for the cloud, however long that takes.
+async fn settle_suspended(shared: Arc<Shared>, id: Arc<str>, epoch: u64, version: Version, suspended: Vec<Suspended>) {
+    for mut message in suspended {
+        let verdict = message.verdict().await;
+        let accepted = answer(verdict, version) == Answer::Yes;
+        shared.with(|state| {
+            state.figures.given_up += u64::from(verdict == Verdict::GivenUp);
+            state.settle(&id, epoch, message.id, accepted, Instant::now());
+        });
     }
 }
 

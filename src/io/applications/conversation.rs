@@ -1,8 +1,10 @@
-//! What each packet of a client does.
+//! What each packet of a client does. It is long, because each kind of packet has its method here.
 //!
 //! One method per packet: changes the shared state, writes the answer into the client's output, or ends the
-//! connection with a reason. Never waits. A QoS 1 or 2 message is answered by `answer` alone, once its offer is
-//! accepted or refused.
+//! connection with a reason. Never waits. A QoS 1 or 2 message is answered by `reply` alone, once its offer is accepted
+//! or refused. Of a session that is kept, PUBREC leaves when the disk has the identifier, and PUBCOMP when the disk has
+//! forgotten it: a kill in between repeats what the client sends again or knows that it is a repetition, and no message
+//! is taken for an earlier one.
 
 use flowsdk::mqtt_serde::control_packet::MqttPacket;
 use flowsdk::mqtt_serde::mqttv3::{subackv3, unsubackv3};
@@ -13,33 +15,19 @@ use switchback_control::Version;
 use tokio::time::Instant;
 
 use super::access::Deed;
+use super::answers::{Answer, PUBACK, PUBCOMP, PUBREC, PUBREL, acknowledgement, answer, refusal};
 use super::connection::{Client, End};
 use super::message::{Message, way_up};
 use super::router::Departure;
 use super::session::{Reception, Session, Subscription, pubrel};
 use super::upward::{Ack, Task, Verdict};
-use super::{Offers, RECEIVE_MAX, checks, greeting};
+use super::{Offers, RECEIVE_MAX, RECEPTIONS_MAX, SUBSCRIPTIONS_MAX, checks, greeting};
 use crate::corridor::Refusal;
 use crate::io::packet::{self, Publish};
 use crate::sorting::Way;
 
-pub const PUBACK: u8 = 0x40;
-pub const PUBREC: u8 = 0x50;
-pub const PUBREL: u8 = 0x62;
-pub const PUBCOMP: u8 = 0x70;
-
 /// MQTT 5's "no subscription existed" (section 3.11.3).
 const NO_SUBSCRIPTION: u8 = 0x11;
-
-/// Appends PUBACK, PUBREC, PUBREL or PUBCOMP. 3.1.1 has no reason codes; with MQTT 5 success leaves it out, and the
-/// length says that there are no properties (section 3.4.2).
-pub fn acknowledge(output: &mut Vec<u8>, version: Version, kind: u8, id: u16, reason: u8) {
-    let [high, low] = id.to_be_bytes();
-    match (version, reason) {
-        (Version::V5, 1..) => output.extend([kind, 3, high, low, reason]),
-        (Version::V5, 0) | (Version::V311, _) => output.extend([kind, 2, high, low]),
-    }
-}
 
 impl<O: Offers> Client<O> {
     /// One whole packet whose first byte has been checked.
@@ -76,7 +64,7 @@ impl<O: Offers> Client<O> {
                 Ok(())
             }
             MqttPacket::Disconnect5(p) => Err(self.goodbye(&p)),
-            MqttPacket::Disconnect3(_) => Err(End::Disconnected(Departure { keep_will: false, expiry: None })),
+            MqttPacket::Disconnect3(_) => Err(End::Disconnected(Departure { keep_will: false, ..Departure::BROKEN })),
             _ => Err(End::Closed(checks::PROTOCOL_ERROR)),
         }
     }
@@ -88,40 +76,84 @@ impl<O: Offers> Client<O> {
             (2, Some(id)) => Ack::Pubrec(id),
             _ => Ack::None,
         };
-        let mut for_locals = true;
+        let mut again = false;
         if let Ack::Pubrec(id) = ack {
             self.open_receptions.insert(id);
-            match self.with_session(|session| session.received.insert(id, Reception::Waiting))? {
+            match self.begin_reception(id)? {
                 None => {}
-                Some(Reception::Accepted) => {
+                // Local subscribers have it.
+                Some(Reception::Refused) => again = true,
+                Some(Reception::Accepted { .. }) => {
                     self.upward.push(ack, Task::Answer(Verdict::Accepted));
                     return self.within_quota();
                 }
                 // An earlier connection offered it; PUBREC comes when that is settled.
                 Some(Reception::Waiting) => return self.within_quota(),
-                Some(Reception::Refused) => for_locals = false,
             }
         }
         let now = Instant::now();
         let message = Arc::new(Message::new(publish, Some(Arc::clone(&self.id)), now));
-        let task = match way_up(&self.doors.config, &message) {
-            _ if !self.may(Deed::Publish, &message.topic) => {
-                for_locals = false;
-                Task::Answer(Verdict::Invalid(checks::NOT_AUTHORIZED))
-            }
-            Way::Up { draft, .. } => Task::Offer(draft),
-            Way::Local => Task::Answer(Verdict::Accepted),
-            Way::Impossible => {
-                for_locals = false;
-                Task::Answer(Verdict::Invalid(checks::TOPIC_INVALID))
-            }
-        };
+        let task = self.way_of(&message);
         let mut kept = None;
-        if for_locals {
+        if !matches!(task, Task::Answer(Verdict::Invalid(_))) && !again {
             kept = self.doors.shared.with(|state| state.publish_local(&message, now));
+        }
+        if let (Ack::Pubrec(id), Task::Answer(Verdict::Accepted)) = (ack, &task) {
+            // In the same write as the copies for other sessions: so far the two cannot be parted.
+            self.settle_own(id, true);
         }
         self.upward.push_kept(ack, task, kept);
         self.within_quota()
+    }
+
+    /// A message with QoS 2 begins: what is known of its identifier. It is open from now on.
+    fn begin_reception(&mut self, id: u16) -> Result<Option<Reception>, End> {
+        self.with_session(|session| match session.received.get(&id).copied() {
+            known @ Some(Reception::Accepted { .. } | Reception::Waiting) => Ok(known),
+            known => {
+                if session.received.len() >= RECEPTIONS_MAX && known.is_none() {
+                    return Err(End::Closed(checks::RECEIVE_MAXIMUM_EXCEEDED));
+                }
+                session.received.insert(id, Reception::Waiting);
+                Ok(known)
+            }
+        })?
+    }
+
+    /// What is to be done for a message beyond this gateway's other clients.
+    fn way_of(&self, message: &Message) -> Task {
+        if !self.may(Deed::Publish, &message.topic) {
+            return Task::Answer(Verdict::Invalid(checks::NOT_AUTHORIZED));
+        }
+        match way_up(&self.doors.config, message) {
+            Way::Up { draft, await_cloud, unknown_class } => {
+                if let Some(class) = unknown_class {
+                    let said = self.doors.shared.with(|state| state.note_unknown_class(Instant::now()));
+                    if let Some(count) = said {
+                        log::warn!(
+                            "local MQTT client {:?} calls a class {class:?}, which is none: the rule's class counts \
+                             ({count} messages so far)",
+                            self.id
+                        );
+                    }
+                }
+                Task::Offer { draft, await_cloud }
+            }
+            Way::Local => Task::Answer(Verdict::Accepted),
+            Way::Impossible => Task::Answer(Verdict::Invalid(checks::TOPIC_INVALID)),
+            Way::Reserved => {
+                let said = self.doors.shared.with(|state| state.note_reserved(Instant::now()));
+                if let Some(count) = said {
+                    log::warn!(
+                        "local MQTT client {:?}: {:?} goes to where the cloud expects the daemon itself to speak \
+                         (cloud.base): refused ({count} messages so far)",
+                        self.id,
+                        message.topic
+                    );
+                }
+                Task::Answer(Verdict::Invalid(checks::NOT_AUTHORIZED))
+            }
+        }
     }
 
     /// The rules may have changed since its session subscribed.
@@ -139,8 +171,8 @@ impl<O: Offers> Client<O> {
         let allowed = self.doors.access.allows(self.user.as_deref(), &self.id, deed, topic);
         if !allowed {
             let denied = self.doors.shared.with(|state| {
-                state.counts.denied += 1;
-                state.counts.denied
+                state.figures.denied += 1;
+                state.figures.denied
             });
             if denied == 1 {
                 log::warn!("local MQTT client {:?} may not use {topic:?} (said once; others are counted)", self.id);
@@ -159,92 +191,121 @@ impl<O: Offers> Client<O> {
     }
 
     /// Tells the client what became of its message.
-    pub(super) fn answer(&mut self, (ack, verdict): (Ack, Verdict)) -> Result<(), End> {
-        if verdict == Verdict::Refused(Refusal::Stopping) {
-            // Unanswered: the client sends it again, to whoever comes after us.
-            self.answer_late((ack, verdict));
-            return Err(End::Closed(checks::SHUTTING_DOWN));
-        }
-        let reason = match verdict {
-            Verdict::Accepted => 0,
-            Verdict::Refused(Refusal::Full | Refusal::Dropped | Refusal::NotConnected | Refusal::Stopping) => {
-                checks::QUOTA
+    pub(super) fn reply(&mut self, (ack, verdict): (Ack, Verdict)) -> Result<(), End> {
+        self.count(verdict);
+        let (kind, id) = match ack {
+            Ack::None => {
+                self.settle_late((ack, verdict));
+                return match verdict {
+                    Verdict::Refused(Refusal::Stopping) => Err(End::Closed(checks::SHUTTING_DOWN)),
+                    _ => Ok(()),
+                };
             }
-            Verdict::Refused(Refusal::TooLarge) => checks::IMPLEMENTATION,
-            Verdict::Invalid(reason) => reason,
+            Ack::Puback(id) => (PUBACK, id),
+            Ack::Pubrec(id) => (PUBREC, id),
         };
-        let tellable = reason == 0 || self.version == Version::V5;
-        match ack {
-            Ack::None => self.answer_late((ack, verdict)),
-            Ack::Puback(id) if tellable => acknowledge(&mut self.output, self.version, PUBACK, id, reason),
-            Ack::Pubrec(id) if tellable => {
-                if !self.settle_own(id, reason == 0) {
-                    self.answer_late((ack, verdict));
-                    return Err(End::Closed(checks::TAKEN_OVER));
-                }
-                acknowledge(&mut self.output, self.version, PUBREC, id, reason);
-            }
-            Ack::Puback(_) | Ack::Pubrec(_) => {
-                self.answer_late((ack, verdict));
-                return Err(End::Closed(reason));
-            }
+        let answer = answer(verdict, self.version);
+        if let Answer::Close(reason) = answer {
+            // Unanswered: the client sends it again, to us or to whoever comes after us.
+            self.settle_late((ack, verdict));
+            return Err(End::Closed(reason));
         }
+        let mut kept = 0;
+        if kind == PUBREC {
+            let Some(noted) = self.settle_own(id, answer == Answer::Yes) else {
+                self.settle_late((ack, verdict));
+                return Err(End::Closed(checks::TAKEN_OVER));
+            };
+            kept = noted;
+        }
+        let packet = match answer {
+            Answer::No(reason, why) if self.wants_words && !why.is_empty() => refusal(kind, id, reason, why),
+            Answer::No(reason, _) | Answer::Close(reason) => acknowledgement(self.version, kind, id, reason),
+            Answer::Yes => acknowledgement(self.version, kind, id, 0),
+        };
+        self.send_after(kept, packet);
         Ok(())
     }
 
     /// The same when the client cannot be told: its session keeps what matters.
-    pub(super) fn answer_late(&mut self, (ack, verdict): (Ack, Verdict)) {
-        let accepted = verdict == Verdict::Accepted;
+    pub(super) fn reply_late(&mut self, (ack, verdict): (Ack, Verdict)) {
+        self.count(verdict);
+        self.settle_late((ack, verdict));
+    }
+
+    fn settle_late(&mut self, (ack, verdict): (Ack, Verdict)) {
+        let accepted = answer(verdict, self.version) == Answer::Yes;
         self.doors.shared.with(|state| match ack {
-            Ack::None => state.counts.refused += u64::from(!accepted),
+            Ack::None => state.figures.refused += u64::from(verdict != Verdict::Accepted),
             // It was not acknowledged, so the client sends it again.
             Ack::Puback(_) => {}
-            Ack::Pubrec(id) => state.settle(&self.id, id, accepted),
+            Ack::Pubrec(id) => state.settle(&self.id, self.epoch, id, accepted, Instant::now()),
         });
     }
 
-    /// Notes a QoS 2 message as accepted, or forgets it. False where another connection has the session.
-    fn settle_own(&mut self, id: u16, accepted: bool) -> bool {
+    fn count(&self, verdict: Verdict) {
+        if verdict == Verdict::GivenUp {
+            self.doors.shared.with(|state| state.figures.given_up += 1);
+        }
+    }
+
+    /// Notes a QoS 2 message as accepted, or forgets it: the write to wait for before its PUBREC. `None` where another
+    /// connection has the session.
+    fn settle_own(&mut self, id: u16, accepted: bool) -> Option<u64> {
         if !accepted {
             self.open_receptions.remove(&id);
         }
-        let noted = self.with_session(|session| {
-            if accepted {
-                session.received.insert(id, Reception::Accepted);
+        self.doors.shared.with(|state| {
+            let (session, ledger) = state.parts(&self.id, &self.link)?;
+            Some(if accepted {
+                session.accept(&self.id, id, ledger, Instant::now())
             } else {
                 session.received.remove(&id);
-            }
-        });
-        noted.is_ok()
+                0
+            })
+        })
+    }
+
+    /// Sends a packet once this write has ended; in order with those that wait already.
+    fn send_after(&mut self, kept: u64, packet: Vec<u8>) {
+        if kept == 0 && self.late.is_empty() {
+            self.output.extend(packet);
+        } else {
+            self.late.push_back((kept, packet));
+        }
     }
 
     /// The will is offered like any other message of this client, after all it sent.
     pub(super) fn offer_will(&mut self, will: &Message) {
-        if let Way::Up { draft, .. } = way_up(&self.doors.config, will) {
-            self.upward.push(Ack::None, Task::Offer(draft));
+        if let Way::Up { draft, await_cloud, .. } = way_up(&self.doors.config, will) {
+            self.upward.push(Ack::None, Task::Offer { draft, await_cloud });
         }
     }
 
     fn take_pubrec(&mut self, id: u16) -> Result<(), End> {
         self.with_session(|_| ())?;
         match self.doors.shared.with(|state| state.pubrec(&self.id, id, Instant::now())) {
-            Some(0) => self.output.extend(pubrel(id)),
             // If it went out first and power was cut, the message would be sent again as a new one.
-            Some(kept) => self.late.push_back((kept, pubrel(id))),
-            None => acknowledge(&mut self.output, self.version, PUBREL, id, checks::ID_NOT_FOUND),
+            Some(kept) => self.send_after(kept, pubrel(id)),
+            None => self.output.extend(acknowledgement(self.version, PUBREL, id, checks::ID_NOT_FOUND)),
         }
         Ok(())
     }
 
     fn take_pubrel(&mut self, id: u16) -> Result<(), End> {
-        let reason = match self.with_session(|session| session.received.get(&id).copied())? {
-            Some(Reception::Accepted) => 0,
+        let known = self.with_session(|session| session.received.get(&id).copied())?;
+        let mut kept = 0;
+        let reason = match known {
+            Some(Reception::Accepted { .. }) => {
+                kept = self.doors.shared.with(|state| state.end_reception(&self.id, id, Instant::now()));
+                0
+            }
             None => checks::ID_NOT_FOUND,
             Some(Reception::Waiting | Reception::Refused) => return Err(End::Closed(checks::PROTOCOL_ERROR)),
         };
-        self.with_session(|session| session.received.remove(&id))?;
         self.open_receptions.remove(&id);
-        acknowledge(&mut self.output, self.version, PUBCOMP, id, reason);
+        // The identifier is free for another message once this is out, so the disk must not take that for the old one.
+        self.send_after(kept, acknowledgement(self.version, PUBCOMP, id, reason));
         Ok(())
     }
 
@@ -254,9 +315,12 @@ impl<O: Offers> Client<O> {
         }
         self.with_session(|_| ())?;
         let now = Instant::now();
-        let allowed: Vec<bool> = wanted.iter().map(|(filter, ..)| self.may(Deed::Subscribe, filter)).collect();
-        let reason_codes: Vec<u8> = self.doors.shared.with(|state| {
-            let codes = wanted.iter().zip(&allowed).map(|((filter, subscription, retain_handling), allowed)| {
+        // More cannot all be new, and each costs a look at every rule and every retained message.
+        let count = wanted.len();
+        let served: Vec<_> = wanted.into_iter().take(SUBSCRIPTIONS_MAX).collect();
+        let allowed: Vec<bool> = served.iter().map(|(filter, ..)| self.may(Deed::Subscribe, filter)).collect();
+        let mut reason_codes: Vec<u8> = self.doors.shared.with(|state| {
+            let codes = served.iter().zip(&allowed).map(|((filter, subscription, retain_handling), allowed)| {
                 if !allowed {
                     return checks::NOT_AUTHORIZED;
                 }
@@ -264,6 +328,7 @@ impl<O: Offers> Client<O> {
             });
             codes.collect()
         });
+        reason_codes.resize(count, checks::QUOTA);
         let packet = match self.version {
             Version::V5 => MqttPacket::SubAck5(subackv5::MqttSubAck::new(packet_id, reason_codes, Vec::new())),
             Version::V311 => {
@@ -307,7 +372,7 @@ impl<O: Offers> Client<O> {
         if was == zero && expiry.is_some_and(|expiry| expiry != zero) {
             return End::Closed(checks::PROTOCOL_ERROR);
         }
-        End::Disconnected(Departure { keep_will: packet.reason_code != 0, expiry })
+        End::Disconnected(Departure { keep_will: packet.reason_code != 0, expiry, cut_off: false })
     }
 
     /// Sends what confirms a change of the session, once the change is on disk where the session is kept.
@@ -315,11 +380,7 @@ impl<O: Offers> Client<O> {
         let bytes = packet.to_bytes().map_err(|_| End::Closed(checks::UNSPECIFIED))?;
         let persistent = self.with_session(|session| session.persistent())?;
         let kept = self.doors.shared.with(|state| state.ledger.next_write());
-        if persistent && kept > 0 {
-            self.late.push_back((kept, bytes));
-        } else {
-            self.output.extend(bytes);
-        }
+        self.send_after(if persistent { kept } else { 0 }, bytes);
         Ok(())
     }
 

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! An entry states how something is now, so reading one twice changes nothing. Pure: what decodes was encoded here,
-//! and no bytes make it panic. Times are of the wall clock, because no other one survives a restart; where that clock
+//! and no bytes make it panic. It is long, because each entry is written and read here, side by side. Times are of the wall clock, because no other one survives a restart; where that clock
 //! went back, what was left is counted from now, so that nothing ends too early.
 
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::message::Message;
 use super::session::{Delivery, Subscription};
-use crate::io::packet::{properties_from_bytes, properties_to_bytes};
+use crate::io::packet::{Publish, properties_from_bytes, properties_to_bytes};
 
 /// One fact about the sessions or the retained messages.
 #[derive(Clone, Debug)]
@@ -30,8 +30,15 @@ pub enum Entry {
         /// Wall clock; `None` while its client is here.
         away_since: Option<u64>,
         last_id: u16,
-        /// QoS 2 messages of the client between PUBREC and PUBREL.
-        received: Vec<u16>,
+        /// The daemon went before the client did.
+        cut_off: bool,
+        /// The will and its delay.
+        will: Option<(Publish, Duration)>,
+    },
+    /// QoS 2 messages of the client between PUBREC and PUBREL: all of them.
+    Received {
+        id: Arc<str>,
+        packets: Vec<u16>,
     },
     /// The session and everything in it is gone.
     Ended {
@@ -90,7 +97,7 @@ pub fn encode(out: &mut Vec<u8>, entry: &Entry, moment: Moment) {
     let start = out.len();
     out.extend([0; 4]);
     match entry {
-        Entry::Session { id, user, expiry, away_since, last_id, received } => {
+        Entry::Session { id, user, expiry, away_since, last_id, cut_off, will } => {
             out.push(1);
             put(out, id.as_bytes());
             out.push(u8::from(user.is_some()));
@@ -98,7 +105,19 @@ pub fn encode(out: &mut Vec<u8>, entry: &Entry, moment: Moment) {
             out.extend(seconds(*expiry).to_le_bytes());
             out.extend(away_since.unwrap_or(u64::MAX).to_le_bytes());
             out.extend(last_id.to_le_bytes());
-            received.iter().for_each(|packet| out.extend(packet.to_le_bytes()));
+            out.extend([u8::from(*cut_off), u8::from(will.is_some())]);
+            if let Some((will, delay)) = will {
+                out.extend(seconds(Some(*delay)).to_le_bytes());
+                out.extend([will.qos, u8::from(will.retain)]);
+                put(out, will.topic.as_bytes());
+                put(out, &properties_to_bytes(&will.properties));
+                put(out, &will.payload);
+            }
+        }
+        Entry::Received { id, packets } => {
+            out.push(9);
+            put(out, id.as_bytes());
+            packets.iter().for_each(|packet| out.extend(packet.to_le_bytes()));
         }
         Entry::Ended { id } => {
             out.push(2);
@@ -166,7 +185,8 @@ pub fn decode(bytes: &mut &[u8], moment: Moment) -> Option<Entry> {
             expiry: super::greeting::expiry(left.u32()?),
             away_since: Some(left.u64()?).filter(|since| *since != u64::MAX),
             last_id: left.u16()?,
-            received: std::iter::from_fn(|| left.u16()).collect(),
+            cut_off: left.byte()? != 0,
+            will: if left.byte()? == 0 { None } else { Some(take_will(&mut left)?) },
         },
         2 => Entry::Ended { id: Arc::from(left.text()?) },
         3 => {
@@ -188,9 +208,21 @@ pub fn decode(bytes: &mut &[u8], moment: Moment) -> Option<Entry> {
         6 => Entry::Done { id: Arc::from(left.text()?), serial: left.u64()? },
         7 => Entry::Retained { message: Arc::new(take_message(&mut left, moment)?) },
         8 => Entry::Cleared { topic: left.text()?.to_owned() },
+        9 => {
+            let id = Arc::from(left.text()?);
+            Entry::Received { id, packets: std::iter::from_fn(|| left.u16()).collect() }
+        }
         _ => return None,
     };
     Some(entry)
+}
+
+fn take_will(left: &mut Bytes<'_>) -> Option<(Publish, Duration)> {
+    let delay = Duration::from_secs(u64::from(left.u32()?));
+    let (qos, retain, topic) = (left.byte()?, left.byte()? != 0, left.text()?.to_owned());
+    let properties = properties_from_bytes(left.bytes()?);
+    let payload = left.bytes()?.to_vec();
+    Some((Publish { topic, payload, qos, retain, dup: false, id: None, properties }, delay))
 }
 
 fn take_delivery(left: &mut Bytes<'_>, moment: Moment) -> Option<Delivery> {
@@ -293,6 +325,15 @@ mod tests {
         let delivery = Delivery { message: Arc::clone(&message), qos: 1, retain: false, identifiers: vec![7, 8] };
         let subscription = Subscription { qos: 2, no_local: true, retain_as_published: true, identifier: Some(9) };
         let id: Arc<str> = Arc::from("app");
+        let will = Publish {
+            topic: "will".into(),
+            payload: b"gone".to_vec(),
+            qos: 1,
+            retain: true,
+            dup: false,
+            id: None,
+            properties: vec![Property::ContentType("x".into())],
+        };
         let all = [
             Entry::Session {
                 id: id.clone(),
@@ -300,9 +341,19 @@ mod tests {
                 expiry: Some(Duration::from_secs(9)),
                 away_since: Some(5),
                 last_id: 3,
-                received: vec![4, 5],
+                cut_off: true,
+                will: Some((will, Duration::from_secs(7))),
             },
-            Entry::Session { id: id.clone(), user: None, expiry: None, away_since: None, last_id: 0, received: vec![] },
+            Entry::Session {
+                id: id.clone(),
+                user: None,
+                expiry: None,
+                away_since: None,
+                last_id: 0,
+                cut_off: false,
+                will: None,
+            },
+            Entry::Received { id: id.clone(), packets: vec![4, 5] },
             Entry::Ended { id: id.clone() },
             Entry::Subscribed { id: id.clone(), filter: "a/#".into(), subscription },
             Entry::Unsubscribed { id: id.clone(), filter: "a/#".into() },

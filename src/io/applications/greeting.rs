@@ -32,6 +32,8 @@ pub struct Greeting {
     pub receive_max: usize,
     /// Largest packet the client takes, in bytes.
     pub packet_max: usize,
+    /// It takes reason strings (MQTT 5 section 3.1.2.11.7).
+    pub wants_words: bool,
     pub will: Option<(Publish, Duration)>,
     pub credentials: Credentials,
 }
@@ -110,6 +112,7 @@ fn parse(bytes: &mut Bytes) -> Result<Greeting, Refused> {
         expiry: Some(Duration::ZERO),
         receive_max: usize::from(u16::MAX),
         packet_max: usize::MAX,
+        wants_words: true,
         will: None,
         credentials: Credentials::default(),
     };
@@ -180,6 +183,7 @@ fn apply(greeting: &mut Greeting, properties: &[Property]) -> Result<(), u8> {
             Property::SessionExpiryInterval(seconds) => greeting.expiry = expiry(*seconds),
             Property::ReceiveMaximum(number) => greeting.receive_max = usize::from(*number),
             Property::MaximumPacketSize(bytes) => greeting.packet_max = *bytes as usize,
+            Property::RequestProblemInformation(wanted) => greeting.wants_words = *wanted != 0,
             Property::AuthenticationMethod(_) => return Err(checks::BAD_AUTHENTICATION_METHOD),
             _ => {}
         }

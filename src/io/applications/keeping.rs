@@ -3,7 +3,12 @@
 //! One task writes what the ledger says differs, as soon as somebody waits for it; nothing is written while nothing
 //! that is kept changes. A disk that fails is said once and asked again every few seconds, then with everything:
 //! meanwhile sessions live in memory, local clients go on, and only the cloud's messages for clients that are away stay
-//! unacknowledged. Wills are not kept: when the daemon stops or dies, its clients have not.
+//! unacknowledged.
+//!
+//! Wills are kept too. When the daemon stops or dies its clients have not, so nobody's will is published then (MQTT 5
+//! section 3.1.2.5 leaves that to the next start; mosquitto publishes all at a stop and none after a kill). The next start
+//! gives them `RESTART_GRACE`, or the will's own delay where that is longer: who is not back by then is gone. A session's
+//! time runs on while the daemon is away; of one that ended meanwhile only the will is left.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,10 +19,10 @@ use tokio::time::{Instant, sleep_until};
 
 use super::entry::{Entry, Moment, decode, encode};
 use super::ledger::{Key, Ledger, Soon};
-use super::router::{Shared, State};
+use super::router::{Shared, State, fits};
 use super::session::{Outgoing, Presence, Reception, Session};
 use super::store::Store;
-use super::{FILTER_MAX, RETAINED_BYTES_MAX, RETAINED_MAX, SESSIONS_MAX, SUBSCRIPTIONS_MAX};
+use super::{RECEPTIONS_MAX, RESTART_GRACE, RETAINED_BYTES_MAX, RETAINED_MAX, SESSIONS_MAX, SUBSCRIPTIONS_MAX};
 use crate::outbox::Disk;
 use crate::topics;
 
@@ -99,6 +104,8 @@ impl State {
     /// What was read is on disk; from now on changes are written.
     pub fn begin_keeping(&mut self, now: Instant) {
         self.ledger = Ledger::beginning_after(READ, std::mem::take(&mut self.ledger));
+        let over = self.sessions.extract_if(|_, session| session.ended && session.will.is_none());
+        over.for_each(|(id, _)| self.ledger.end(&id, now));
         for (id, session) in &self.sessions {
             if matches!(session.presence, Presence::Away { since, .. } if since == now) {
                 // It was here when the daemon ended, so the disk does not know since when it is away.
@@ -124,12 +131,12 @@ impl State {
     }
 
     fn is_empty(&self) -> bool {
-        self.retained.is_empty() && !self.sessions.values().any(Session::persistent)
+        self.retained.is_empty() && !self.sessions.values().any(Session::kept)
     }
 
     /// Roughly what a whole file would hold.
     fn live_bytes(&self) -> u64 {
-        let sessions = self.sessions.values().filter(|session| session.persistent());
+        let sessions = self.sessions.values().filter(|session| session.kept());
         let filters = |session: &Session| session.subscriptions.keys().map(|filter| filter.len() + 64).sum::<usize>();
         let bytes: usize = sessions.map(|session| 128 + session.bytes() + filters(session)).sum();
         (bytes + self.retained_bytes) as u64
@@ -139,7 +146,11 @@ impl State {
     fn entry(&self, key: Key, moment: Moment) -> Option<Entry> {
         let kept = |id: &Arc<str>| self.sessions.get(id).filter(|session| session.persistent());
         match key {
-            Key::Session(id) => kept(&id).map(|session| session_entry(&id, session, moment)),
+            Key::Session(id) => {
+                let session = self.sessions.get(&id).filter(|session| session.kept());
+                session.map(|session| session_entry(&id, session, moment))
+            }
+            Key::Received(id) => kept(&id).map(|session| received_entry(&id, session)),
             Key::Subscription(id, filter) => Some(match kept(&id)?.subscriptions.get(&filter) {
                 Some(subscription) => Entry::Subscribed { id, filter, subscription: *subscription },
                 None => Entry::Unsubscribed { id, filter },
@@ -158,26 +169,28 @@ impl State {
     /// Takes what was read. The limits hold for it as for everybody.
     fn restore(&mut self, entry: Entry, moment: Moment) {
         match entry {
-            Entry::Session { id, user, expiry, away_since, last_id, received } => {
+            Entry::Session { id, user, expiry, away_since, last_id, cut_off, will } => {
                 if self.sessions.len() >= SESSIONS_MAX && !self.sessions.contains_key(&id) {
                     return;
                 }
                 let session = self.sessions.entry(id).or_insert_with(|| Session::away(moment.now));
-                let ago = Duration::from_millis(away_since.map_or(0, |since| moment.wall.saturating_sub(since)));
                 session.user = user;
                 session.expiry = expiry;
                 session.last_id = last_id;
-                session.received = received.into_iter().map(|packet| (packet, Reception::Accepted)).collect();
-                session.presence = Presence::Away {
-                    since: moment.now.checked_sub(ago).unwrap_or(moment.now),
-                    expires: expiry.map(|expiry| moment.now + expiry.saturating_sub(ago)),
-                    will_due: None,
-                };
+                session.cut_off = cut_off || away_since.is_none();
+                session.will = will;
+                session.on_disk = true;
+                session.go_on_away(away_since, moment);
+            }
+            Entry::Received { id, packets } => {
+                let Some(session) = self.sessions.get_mut(&id) else { return };
+                let packets = packets.into_iter().take(RECEPTIONS_MAX);
+                session.received = packets.map(|packet| (packet, Reception::Accepted { kept: READ })).collect();
             }
             Entry::Ended { id } => drop(self.sessions.remove(&id)),
             Entry::Subscribed { id, filter, subscription } => {
                 let Some(session) = self.sessions.get_mut(&id) else { return };
-                let room = session.subscriptions.len() < SUBSCRIPTIONS_MAX && filter.len() <= FILTER_MAX;
+                let room = session.subscriptions.len() < SUBSCRIPTIONS_MAX && fits(&filter);
                 if room && topics::valid_filter(&filter) {
                     session.subscriptions.insert(filter, subscription);
                 }
@@ -188,9 +201,7 @@ impl State {
             Entry::Queued { id, serial, packet, delivery } => {
                 self.ledger.saw_serial(serial);
                 if let Some(session) = self.sessions.get_mut(&id) {
-                    let mut outgoing = Outgoing::new(serial, packet, delivery);
-                    outgoing.kept = READ;
-                    session.restore(outgoing);
+                    session.restore(Outgoing::read(serial, packet, delivery, READ));
                 }
             }
             Entry::Done { id, serial } => {
@@ -216,20 +227,44 @@ impl State {
     }
 }
 
+impl Session {
+    /// Counts on from when its client went; where only the daemon knew that, from now.
+    fn go_on_away(&mut self, away_since: Option<u64>, moment: Moment) {
+        let ago = Duration::from_millis(away_since.map_or(0, |since| moment.wall.saturating_sub(since)));
+        let mut expires = self.expiry.map(|expiry| moment.now + expiry.saturating_sub(ago));
+        self.ended = expires.is_some_and(|expires| expires <= moment.now);
+        let will_due = self.will.as_ref().map(|(_, delay)| match self.cut_off {
+            true => moment.now + RESTART_GRACE.max(delay.saturating_sub(ago)),
+            false => moment.now + self.expiry.map_or(*delay, |expiry| expiry.min(*delay)).saturating_sub(ago),
+        });
+        if self.ended {
+            expires = expires.max(will_due);
+        }
+        let since = moment.now.checked_sub(ago).unwrap_or(moment.now);
+        self.presence = Presence::Away { since, expires, will_due };
+    }
+}
+
 fn session_entry(id: &Arc<str>, session: &Session, moment: Moment) -> Entry {
     let away_since = match session.presence {
         Presence::Here(_) => None,
         Presence::Away { since, .. } => Some(moment.to_wall(since)),
     };
-    let received = session.received.iter().filter(|(_, reception)| **reception == Reception::Accepted);
     Entry::Session {
         id: Arc::clone(id),
         user: session.user.clone(),
         expiry: session.expiry,
         away_since,
         last_id: session.last_id,
-        received: received.map(|(packet, _)| *packet).collect(),
+        cut_off: session.cut_off,
+        will: session.will.clone(),
     }
+}
+
+fn received_entry(id: &Arc<str>, session: &Session) -> Entry {
+    let accepted = |reception: &Reception| matches!(reception, Reception::Accepted { .. });
+    let packets = session.received.iter().filter(|(_, reception)| accepted(reception)).map(|(packet, _)| *packet);
+    Entry::Received { id: Arc::clone(id), packets: packets.collect() }
 }
 
 fn message_entry(id: &Arc<str>, outgoing: &Outgoing) -> Entry {
@@ -255,16 +290,21 @@ impl Frames {
     }
 
     fn session(&mut self, id: &Arc<str>, session: &Session) {
+        if session.kept() {
+            self.push(&session_entry(id, session, self.moment));
+        }
         if !session.persistent() {
             return;
         }
-        self.push(&session_entry(id, session, self.moment));
         for (filter, subscription) in &session.subscriptions {
             let (id, filter) = (Arc::clone(id), filter.clone());
             self.push(&Entry::Subscribed { id, filter, subscription: *subscription });
         }
         for outgoing in session.all().filter(|outgoing| outgoing.serial > 0) {
             self.push(&message_entry(id, outgoing));
+        }
+        if !session.received.is_empty() {
+            self.push(&received_entry(id, session));
         }
     }
 }

@@ -21,13 +21,16 @@ const DONE_WAIT: Duration = Duration::from_secs(1);
 /// How long a retained message may wait for company; a power cut brings back the one before.
 const RETAINED_WAIT: Duration = Duration::from_secs(30);
 
-/// Something that may differ from the disk.
+/// Something that may differ from the disk. In the order in which it is written: what of it a power cut leaves is never an
+/// identifier without the copies of its message.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Key {
     Session(Arc<str>),
     Subscription(Arc<str>, String),
     /// By its place in the session's order.
     Message(Arc<str>, u64),
+    /// The client's messages of QoS 2 between PUBREC and PUBREL.
+    Received(Arc<str>),
     Retained(String),
 }
 
@@ -104,7 +107,7 @@ impl Ledger {
             return;
         }
         self.dirty.retain(|key| match key {
-            Key::Session(of) | Key::Subscription(of, _) | Key::Message(of, _) => of != id,
+            Key::Session(of) | Key::Subscription(of, _) | Key::Message(of, _) | Key::Received(of) => of != id,
             Key::Retained(_) => true,
         });
         self.ended.insert(Arc::clone(id));

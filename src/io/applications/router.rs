@@ -17,8 +17,8 @@ use super::ledger::{Key, Ledger, Soon};
 use super::message::Message;
 use super::session::{Delivery, Link, Peer, Presence, Reception, Room, Session, Subscription, Taken};
 use super::{
-    CLIENTS_MAX, Counts, FILTER_MAX, QUEUE_BYTES_MAX, QUEUE_BYTES_SHARE, QUEUES_BYTES_MAX, RETAINED_BYTES_MAX,
-    RETAINED_MAX, SESSIONS_MAX, SUBSCRIPTIONS_MAX, checks,
+    ApplicationFigures, CLIENTS_MAX, FILTER_MAX, LEVELS_MAX, QUEUE_BYTES_MAX, QUEUE_BYTES_SHARE, QUEUES_BYTES_MAX,
+    RETAINED_BYTES_MAX, RETAINED_MAX, SESSIONS_MAX, SUBSCRIPTIONS_MAX, checks,
 };
 use crate::io::packet::Publish;
 use crate::topics;
@@ -53,13 +53,32 @@ pub struct State {
     pub(super) retained_bytes: usize,
     pub ledger: Ledger,
     retained_complained: bool,
-    pub counts: Counts,
+    pub figures: ApplicationFigures,
+    unknown_class_said: Minutely,
+    reserved_said: Minutely,
+    epochs: u64,
+}
+
+/// Something that is said once a minute at most.
+#[derive(Debug, Default)]
+struct Minutely(Option<Instant>);
+
+impl Minutely {
+    fn may_speak(&mut self, now: Instant) -> bool {
+        let may = self.0.is_none_or(|last| last + Duration::from_secs(60) <= now);
+        if may {
+            self.0 = Some(now);
+        }
+        may
+    }
 }
 
 /// What a CONNECT got.
 #[derive(Debug)]
 pub struct Attached {
     pub link: Arc<Link>,
+    /// The session's.
+    pub epoch: u64,
     /// There was a session to go on with.
     pub present: bool,
     /// Wills that became due by it; local subscribers have them already.
@@ -100,6 +119,13 @@ pub struct Departure {
     pub keep_will: bool,
     /// The session expiry that DISCONNECT asked for instead of CONNECT's.
     pub expiry: Option<Option<Duration>>,
+    /// It is we who go.
+    pub cut_off: bool,
+}
+
+impl Departure {
+    /// Without a word.
+    pub const BROKEN: Departure = Departure { keep_will: true, expiry: None, cut_off: false };
 }
 
 impl State {
@@ -109,7 +135,7 @@ impl State {
         let here = self.sessions.values().filter(|session| session.link().is_some()).count();
         let replaces = self.sessions.get(id).is_some_and(|session| session.link().is_some());
         if here >= CLIENTS_MAX && !replaces {
-            self.counts.clients_refused += 1;
+            self.figures.clients_refused += 1;
             return Err(TurnedAway::NoPlace);
         }
         // What waits in a session is for the user who made it.
@@ -128,16 +154,21 @@ impl State {
         }
         let session = self.sessions.entry(Arc::clone(id)).or_insert_with(|| Session::new(peer, Arc::clone(&link)));
         session.resume(peer, Arc::clone(&link));
-        let was_kept = present && session.persistent();
+        if !present {
+            self.epochs += 1;
+            session.epoch = self.epochs;
+        }
         session.expiry = expiry;
         session.will = will;
         session.user = user;
-        if session.persistent() {
+        let epoch = session.epoch;
+        if session.kept() {
+            session.on_disk = self.ledger.on;
             self.ledger.mark(Key::Session(Arc::clone(id)), Soon::Done, now);
-        } else if was_kept {
+        } else if std::mem::take(&mut session.on_disk) {
             self.ledger.end(id, now);
         }
-        Ok(Attached { link, present, due })
+        Ok(Attached { link, epoch, present, due })
     }
 
     /// Ends the connection that has `id`, and with a clean start its session; answers with the will that is due.
@@ -151,8 +182,10 @@ impl State {
             }
             Presence::Away { .. } => false,
         };
-        let ends = clean || (was_here && old.expiry == Some(Duration::ZERO));
-        let will = old.will.take().filter(|(_, delay)| ends || (was_here && delay.is_zero()));
+        let ends = clean || old.ended || (was_here && old.expiry == Some(Duration::ZERO));
+        // Who was cut off by us was never gone.
+        let will = old.will.take();
+        let will = will.filter(|(_, delay)| !old.cut_off && (ends || (was_here && delay.is_zero())));
         if ends {
             self.end(id, now);
         } else {
@@ -165,7 +198,7 @@ impl State {
     fn end(&mut self, id: &Arc<str>, now: Instant) {
         if let Some(mut session) = self.sessions.remove(id) {
             session.release_holds();
-            if session.persistent() {
+            if session.on_disk {
                 self.ledger.end(id, now);
             }
         }
@@ -192,12 +225,7 @@ impl State {
         }
     }
 
-    /// The session of a connection, unless another connection has it now.
-    pub fn owned(&mut self, id: &str, link: &Arc<Link>) -> Option<&mut Session> {
-        self.sessions.get_mut(id).filter(|session| session.link().is_some_and(|owner| Arc::ptr_eq(owner, link)))
-    }
-
-    /// The same, with the ledger that its changes must be noted in.
+    /// The session of a connection, unless another connection has it now; with the ledger that its changes must be noted in.
     pub fn parts(&mut self, id: &str, link: &Arc<Link>) -> Option<(&mut Session, &mut Ledger)> {
         let session = self.sessions.get_mut(id);
         let session = session.filter(|session| session.link().is_some_and(|owner| Arc::ptr_eq(owner, link)))?;
@@ -212,8 +240,7 @@ impl State {
         departure: Departure,
         now: Instant,
     ) -> Option<Arc<Message>> {
-        let session = self.owned(id, link)?;
-        let was_kept = session.persistent();
+        let (session, ledger) = self.parts(id, link)?;
         if !departure.keep_will {
             session.will = None;
         }
@@ -221,6 +248,13 @@ impl State {
             session.expiry = expiry;
         }
         let expires = session.expiry.map(|expiry| now + expiry);
+        if departure.cut_off && session.kept() {
+            session.cut_off = true;
+            session.presence = Presence::Away { since: now, expires: None, will_due: None };
+            session.rely_on_disk(ledger);
+            ledger.mark(Key::Session(Arc::clone(id)), Soon::Now, now);
+            return None;
+        }
         let ends = session.expiry == Some(Duration::ZERO);
         let delay = session.will.as_ref().map(|(_, delay)| *delay);
         let will_due = delay.map(|delay| expires.map_or(now + delay, |expires| expires.min(now + delay)));
@@ -228,10 +262,8 @@ impl State {
         let will = session.will.take_if(|(_, delay)| ends || delay.is_zero());
         if ends {
             self.end(id, now);
-            if was_kept {
-                self.ledger.end(id, now);
-            }
         } else if let Some(session) = self.sessions.get_mut(id) {
+            session.on_disk = self.ledger.on;
             session.rely_on_disk(&self.ledger);
             self.ledger.mark(Key::Session(Arc::clone(id)), Soon::Done, now);
             // Nobody is here any more who could make a write needless.
@@ -258,7 +290,7 @@ impl State {
         let bytes_max = self.queue_bytes_max();
         let Some(session) = self.sessions.get_mut(id) else { return checks::UNSPECIFIED };
         let known = session.subscriptions.contains_key(filter);
-        if (!known && session.subscriptions.len() >= SUBSCRIPTIONS_MAX) || filter.len() > FILTER_MAX {
+        if (!known && session.subscriptions.len() >= SUBSCRIPTIONS_MAX) || !fits(filter) {
             return checks::QUOTA;
         }
         session.subscriptions.insert(filter.to_owned(), subscription);
@@ -284,7 +316,10 @@ impl State {
                     identifiers: subscription.identifier.into_iter().collect(),
                 };
                 let room = queue(id, session, delivery, None, bytes_max, &mut self.ledger, now);
-                self.counts.note(room, id, session);
+                self.figures.note(room, id, session);
+                if room == Room::Full {
+                    break;
+                }
             }
         }
         subscription.qos
@@ -349,7 +384,9 @@ impl State {
             receivers += 1;
             let taken = taken.filter(|_| message.origin.is_none() || session.persistent());
             let room = queue(id, session, delivery, taken, bytes_max, &mut self.ledger, now);
-            self.counts.note(room, id, session);
+            let from_cloud = message.origin.is_none() && room == Room::Full;
+            self.figures.commands_dropped += u64::from(from_cloud);
+            self.figures.note(room, id, session);
         }
         receivers
     }
@@ -381,7 +418,7 @@ impl State {
             self.retained_bytes += message.size();
             self.retained.insert(message.topic.clone(), Arc::clone(message));
         } else {
-            self.counts.retained_refused += 1;
+            self.figures.retained_refused += 1;
             if !self.retained_complained {
                 self.retained_complained = true;
                 log::warn!("too many retained local messages: {:?} is delivered but not kept", message.topic);
@@ -390,21 +427,55 @@ impl State {
     }
 
     /// What became of a QoS 2 message whose connection has ended.
-    pub fn settle(&mut self, id: &str, packet_id: u16, accepted: bool) {
-        let Some(session) = self.sessions.get_mut(id) else { return };
-        let Some(reception) = session.received.get_mut(&packet_id) else { return };
-        if *reception != Reception::Waiting {
+    pub fn settle(&mut self, id: &Arc<str>, epoch: u64, packet_id: u16, accepted: bool, now: Instant) {
+        let session = self.sessions.get_mut(id).filter(|session| session.epoch == epoch);
+        let Some(session) = session else { return };
+        if session.received.get(&packet_id) != Some(&Reception::Waiting) {
             return;
         }
-        *reception = if accepted { Reception::Accepted } else { Reception::Refused };
-        if accepted && session.link().is_some() {
-            session.settled.push(packet_id);
+        if accepted {
+            let kept = session.accept(id, packet_id, &mut self.ledger, now);
+            if session.link().is_some() {
+                session.settled.push((packet_id, kept));
+            }
+        } else {
+            session.received.insert(packet_id, Reception::Refused);
         }
         match session.link() {
             Some(link) if accepted => link.wake.notify_one(),
             // Its PUBREC can never come on this connection; on the next one the client sends it again.
             Some(link) => link.close(checks::QUOTA),
             None => {}
+        }
+    }
+
+    /// PUBREL has come: the write to wait for before PUBCOMP.
+    pub fn end_reception(&mut self, id: &Arc<str>, packet_id: u16, now: Instant) -> u64 {
+        let Some(session) = self.sessions.get_mut(id) else { return 0 };
+        match session.received.remove(&packet_id) {
+            Some(Reception::Accepted { kept: 1.. }) if session.persistent() => {
+                self.ledger.mark(Key::Received(Arc::clone(id)), Soon::Now, now)
+            }
+            _ => 0,
+        }
+    }
+
+    /// Counts a message whose own class is none; how many there were, when it is time to say so.
+    pub fn note_unknown_class(&mut self, now: Instant) -> Option<u64> {
+        self.figures.unknown_class += 1;
+        self.unknown_class_said.may_speak(now).then_some(self.figures.unknown_class)
+    }
+
+    /// The same for one that would be taken for a word of the daemon itself.
+    pub fn note_reserved(&mut self, now: Instant) -> Option<u64> {
+        self.figures.reserved += 1;
+        self.reserved_said.may_speak(now).then_some(self.figures.reserved)
+    }
+
+    /// Wills of an earlier start that the rules allow no more are forgotten.
+    pub fn forget_wills(&mut self, allowed: impl Fn(Option<&str>, &str, &str) -> bool) {
+        for (id, session) in &mut self.sessions {
+            session.will.take_if(|(will, _)| !allowed(session.user.as_deref(), id, &will.topic));
         }
     }
 
@@ -425,7 +496,7 @@ impl State {
                     let link = Arc::clone(link);
                     if session.lose_patience(now) {
                         log::warn!("local MQTT client {id:?} does not read what the cloud sent: disconnected");
-                        self.counts.slow_dropped += 1;
+                        self.figures.slow_dropped += 1;
                         link.close(checks::QUOTA);
                         session.rely_on_disk(&self.ledger);
                         if !session.persistent() {
@@ -437,6 +508,7 @@ impl State {
                     if will_due.is_some_and(|due| due <= now) {
                         *will_due = None;
                         wills.extend(session.will.take().map(|(will, _)| (Arc::clone(id), will)));
+                        self.ledger.mark(Key::Session(Arc::clone(id)), Soon::Done, now);
                     }
                     if expires.is_some_and(|expires| expires <= now) {
                         ended.push(Arc::clone(id));
@@ -458,15 +530,21 @@ impl State {
     }
 
     /// The counters, with what can be counted now.
-    pub fn counts(&self) -> Counts {
-        Counts {
+    pub fn figures(&self) -> ApplicationFigures {
+        ApplicationFigures {
             clients: self.sessions.values().filter(|session| session.link().is_some()).count(),
             sessions: self.sessions.len(),
             retained: self.retained.len(),
             queued: self.sessions.values().map(Session::backlog).sum(),
-            ..self.counts.clone()
+            queued_bytes: self.sessions.values().map(Session::bytes).sum(),
+            ..self.figures.clone()
         }
     }
+}
+
+/// Whether a filter is within its limits.
+pub fn fits(filter: &str) -> bool {
+    filter.len() <= FILTER_MAX && filter.split('/').count() <= LEVELS_MAX
 }
 
 fn deadline(session: &Session) -> Option<Instant> {
@@ -518,7 +596,7 @@ fn wanted(id: &Arc<str>, session: &Session, message: &Arc<Message>) -> Option<De
     delivery
 }
 
-impl Counts {
+impl ApplicationFigures {
     fn note(&mut self, room: Room, id: &str, session: &mut Session) {
         match room {
             Room::Queued | Room::NotKept => {}
@@ -554,6 +632,7 @@ mod tests {
             receive_max: 10,
             packet_max: 10_000,
             will: None,
+            wants_words: true,
             credentials: Default::default(),
         }
     }
@@ -566,7 +645,7 @@ mod tests {
         Arc::new(Message::new(publish(topic, 1, true), Some(id(origin)), Instant::now()))
     }
 
-    const STAYS: Departure = Departure { keep_will: true, expiry: None };
+    const STAYS: Departure = Departure::BROKEN;
 
     #[test]
     fn one_copy_with_the_highest_qos_and_every_identifier() {
@@ -605,9 +684,9 @@ mod tests {
         assert!(again.present && again.due.is_empty());
         state.detach(&a, &again.link, STAYS, now);
         assert_eq!(state.sweep(now + Duration::from_secs(10)).len(), 1);
-        assert_eq!((state.counts().retained, state.counts().sessions), (1, 1));
+        assert_eq!((state.figures().retained, state.figures().sessions), (1, 1));
         state.sweep(now + minute);
-        assert_eq!(state.counts().sessions, 0);
+        assert_eq!(state.figures().sessions, 0);
     }
 
     #[test]
@@ -616,9 +695,9 @@ mod tests {
         let old = state.attach(&a, greeting(false, None), now).unwrap().link;
         let new = state.attach(&a, greeting(false, None), now).unwrap();
         assert!(new.present && old.farewell() == Some(checks::TAKEN_OVER));
-        assert!(state.owned(&a, &old).is_none() && state.owned(&a, &new.link).is_some());
+        assert!(state.parts(&a, &old).is_none() && state.parts(&a, &new.link).is_some());
         state.detach(&a, &old, STAYS, now);
-        assert_eq!(state.counts().clients, 1);
+        assert_eq!(state.figures().clients, 1);
     }
 
     #[test]
@@ -636,7 +715,7 @@ mod tests {
         for number in 0..RETAINED_MAX + 5 {
             state.publish(&message(&number.to_string(), "0"), None, now);
         }
-        assert_eq!((state.counts().retained, state.counts().retained_refused), (RETAINED_MAX, 5));
+        assert_eq!((state.figures().retained, state.figures().retained_refused), (RETAINED_MAX, 5));
         let link = state.attach(&id("0"), greeting(false, None), now).unwrap().link;
         state.detach(&id("0"), &link, STAYS, now);
         for number in 0..SESSIONS_MAX * 2 {

@@ -16,7 +16,7 @@ use switchback_control::Version;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use super::ledger::{Key, Ledger};
+use super::ledger::{Key, Ledger, Soon};
 use super::message::Message;
 use super::{DOWNLINK_WAIT, OUTBOUND_MAX, QUEUE_MAX, TAKEN_WAIT};
 use crate::corridor::DOWNLINK_MAX;
@@ -99,8 +99,8 @@ pub enum Presence {
 pub enum Reception {
     /// Offered; PUBREC follows when it is accepted.
     Waiting,
-    /// PUBREC was sent or may be; kept until PUBREL.
-    Accepted,
+    /// PUBREC was sent or may be; kept until PUBREL, and on the disk with write `kept` (0: in memory only).
+    Accepted { kept: u64 },
     /// Local subscribers have it, the outbox refused it; a client that cannot be told sends it again.
     Refused,
 }
@@ -139,6 +139,8 @@ pub struct Outgoing {
     /// The writes that make it durable, and its PUBREC; zero where there is none.
     pub kept: u64,
     pubrec_kept: u64,
+    /// Read from the disk, which does not know whether it was ever sent.
+    doubtful: bool,
 }
 
 /// An acknowledgement held back.
@@ -152,7 +154,12 @@ struct Hold {
 
 impl Outgoing {
     pub fn new(serial: u64, id: u16, delivery: Option<Delivery>) -> Outgoing {
-        Outgoing { serial, id, delivery, hold: None, kept: 0, pubrec_kept: 0 }
+        Outgoing { serial, id, delivery, hold: None, kept: 0, pubrec_kept: 0, doubtful: false }
+    }
+
+    /// One that was read from disk, where write `kept` put it.
+    pub fn read(serial: u64, id: u16, delivery: Option<Delivery>, kept: u64) -> Outgoing {
+        Outgoing { kept, doubtful: true, ..Outgoing::new(serial, id, delivery) }
     }
 
     /// What it costs in memory, roughly.
@@ -186,6 +193,14 @@ impl Outgoing {
 pub struct Session {
     pub peer: Peer,
     pub presence: Presence,
+    /// Unlike that of any session with the same client identifier before or after it, since the daemon's start.
+    pub epoch: u64,
+    /// The daemon went, not the client: whoever comes back in time takes the will back.
+    pub cut_off: bool,
+    /// Only its will is left: it cannot be gone on with.
+    pub ended: bool,
+    /// The disk may know of it.
+    pub on_disk: bool,
     /// How long it outlives its connection; `None` for ever.
     pub expiry: Option<Duration>,
     /// The will and its delay. A message only once it is published: its expiry counts from then.
@@ -194,9 +209,11 @@ pub struct Session {
     pub user: Option<String>,
     pub subscriptions: BTreeMap<String, Subscription>,
     pub received: BTreeMap<u16, Reception>,
-    /// Receptions that an earlier connection's offer settled: PUBREC is due on this one.
-    pub settled: Vec<u16>,
+    /// Receptions that an earlier connection's offer settled: PUBREC is due on this one, after a write.
+    pub settled: Vec<(u16, u64)>,
     queue: VecDeque<Outgoing>,
+    /// Nothing in the queue expires earlier.
+    expires_first: Option<Instant>,
     /// Of the queue and the window.
     bytes: usize,
     /// Messages over the limit.
@@ -216,6 +233,10 @@ impl Session {
         Session {
             peer,
             presence: Presence::Here(link),
+            epoch: 0,
+            cut_off: false,
+            ended: false,
+            on_disk: false,
             expiry: Some(Duration::ZERO),
             will: None,
             user: None,
@@ -223,6 +244,7 @@ impl Session {
             received: BTreeMap::new(),
             settled: Vec::new(),
             queue: VecDeque::new(),
+            expires_first: None,
             bytes: 0,
             over: 0,
             window: VecDeque::new(),
@@ -245,6 +267,21 @@ impl Session {
         self.expiry != Some(Duration::ZERO)
     }
 
+    /// Whether the disk must know of it: its will outlives the daemon too.
+    pub fn kept(&self) -> bool {
+        self.persistent() || self.will.is_some()
+    }
+
+    /// A message of QoS 2 from the client is ours: the write to wait for before PUBREC.
+    pub fn accept(&mut self, id: &Arc<str>, packet: u16, ledger: &mut Ledger, now: Instant) -> u64 {
+        if let Some(Reception::Accepted { kept }) = self.received.get(&packet) {
+            return *kept;
+        }
+        let kept = if self.persistent() { ledger.mark(Key::Received(Arc::clone(id)), Soon::Now, now) } else { 0 };
+        self.received.insert(packet, Reception::Accepted { kept });
+        kept
+    }
+
     /// The connection that serves it.
     pub fn link(&self) -> Option<&Arc<Link>> {
         match &self.presence {
@@ -258,6 +295,7 @@ impl Session {
         self.peer = peer;
         self.presence = Presence::Here(link);
         self.sent = 0;
+        self.cut_off = false;
         // The client sends these again itself.
         self.settled.clear();
     }
@@ -269,7 +307,10 @@ impl Session {
             return Room::NotKept;
         }
         let size = delivery.message.size();
-        let fits = self.queue.len() < QUEUE_MAX && (self.bytes + size <= bytes_max || self.queue.is_empty());
+        if !self.has_room(size, bytes_max) && self.expires_first.is_some_and(|first| first <= now) {
+            self.drop_expired(now);
+        }
+        let fits = self.has_room(size, bytes_max);
         let may_stand_over = here && delivery.qos > 0 && delivery.message.origin.is_none() && self.over < DOWNLINK_MAX;
         let room = fits || (taken.is_some() && may_stand_over);
         if !room {
@@ -280,11 +321,33 @@ impl Session {
         let id = if delivery.qos == 0 { 0 } else { self.unused_id() };
         self.over += usize::from(!fits);
         self.bytes += size;
+        self.expires_first = self.expires_first.into_iter().chain(delivery.message.expires).min();
         self.queue.push_back(Outgoing { hold, ..Outgoing::new(0, id, Some(delivery)) });
         if let Some(link) = self.link() {
             link.wake.notify_one();
         }
         if fits { Room::Queued } else { Room::Held }
+    }
+
+    fn has_room(&self, size: usize, bytes_max: usize) -> bool {
+        // What was read from disk waits in the window.
+        let waiting = self.queue.len() + self.window.len().saturating_sub(OUTBOUND_MAX);
+        waiting < QUEUE_MAX && (self.bytes + size <= bytes_max || self.backlog() == 0)
+    }
+
+    /// What nobody would be sent any more makes room for what comes.
+    fn drop_expired(&mut self, now: Instant) {
+        self.expires_first = None;
+        for outgoing in std::mem::take(&mut self.queue) {
+            let expires = outgoing.delivery.as_ref().and_then(|delivery| delivery.message.expires);
+            if outgoing.hold.is_none() && expires.is_some_and(|expires| expires <= now) {
+                self.forget(outgoing);
+            } else {
+                let later = expires.filter(|expires| *expires > now);
+                self.expires_first = self.expires_first.into_iter().chain(later).min();
+                self.queue.push_back(outgoing);
+            }
+        }
     }
 
     /// The message queued last is kept on disk: its place, and the write that does it.
@@ -410,7 +473,18 @@ impl Session {
 
     /// Sends the next item of the window on a new connection.
     fn again(&mut self, now: Instant) -> Option<Vec<u8>> {
-        let outgoing = self.window.get(self.sent)?;
+        let outgoing = self.window.get_mut(self.sent)?;
+        let expired = |delivery: &Delivery| delivery.message.expired(now);
+        if outgoing.doubtful && outgoing.delivery.as_ref().is_some_and(expired) {
+            if outgoing.delivery.take().is_some_and(|delivery| delivery.qos == 2) {
+                // The client may have it, and keeps the number until PUBREL.
+                outgoing.release();
+            } else {
+                let outgoing = self.window.remove(self.sent);
+                outgoing.into_iter().for_each(|outgoing| self.forget(outgoing));
+                return None;
+            }
+        }
         let packet = match &outgoing.delivery {
             Some(delivery) => encode(&self.peer, delivery, Some(outgoing.id), true, now),
             None => Some(pubrel(outgoing.id)),
