@@ -27,11 +27,12 @@ use std::time::Duration;
 use switchback_control::{Class, Lane, Name, Settings};
 
 pub use forecast::{BROWN_OUT, Cost, HANDSHAKE, HANDSHAKE_FULL, PING, WorstCase, costs, round_trips, worst_cases};
+pub use lanes::{MessageClass, overflow_word, uplinks_text};
 pub use nearest::nearest;
 pub use show::{show, standby_word};
 pub use text::{duration as parse_duration, duration_text, matches as pattern_matches};
 
-/// Every key (`*` for the name of an uplink) and its range as text: for the test of the shipped file.
+/// Every key (`*` for the name of an uplink or a class) and its range as text: for the test of the shipped file.
 pub fn keys() -> impl Iterator<Item = (&'static str, Option<String>)> {
     schema::KEYS.iter().map(|key| (key.path, key.kind.range()))
 }
@@ -62,6 +63,8 @@ pub struct Config {
     /// The same for single interfaces, whole: the class's values with the interface's own laid over them.
     pub named: Vec<(Name, UplinkConfig)>,
     pub outbox: OutboxConfig,
+    /// The classes of messages, built-in ones first.
+    pub message_classes: Vec<MessageClass>,
     /// The queues of the outbox, as in `settings.lanes`; the first is class `normal` over any uplink.
     pub lanes: Vec<LaneConfig>,
     pub publish: Vec<PublishRule>,
@@ -71,6 +74,16 @@ pub struct Config {
     pub status_listen: Option<SocketAddr>,
     /// A short stable digest of the effective values, for the hello message.
     pub hash: String,
+}
+
+/// `cloud.log`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloudLog {
+    Off,
+    /// What somebody should look at, and worse.
+    Warning,
+    /// Every sentence of the journal.
+    Info,
 }
 
 /// `[cloud]`.
@@ -88,6 +101,8 @@ pub struct Cloud {
     pub password_file: Option<PathBuf>,
     /// Where our own messages go, expanded, without a trailing slash; empty for none.
     pub base: String,
+    /// Which of our log's sentences go to `{base}/log`.
+    pub log: CloudLog,
     /// MQTT 5 session expiry asked for; longer than the grace.
     pub session_expiry: Duration,
     /// MQTT 5 will delay: the grace (R-LV-9).
@@ -308,8 +323,8 @@ impl Config {
     /// The defaults before anything is read; the client identifier is a stand-in that `check` replaces.
     fn builtin() -> Config {
         let mut settings = Settings::default();
-        let lanes;
-        (settings.lanes, lanes) = lanes::builtin(OUTBOX_MAX_SIZE);
+        let laid = lanes::builtin(OUTBOX_MAX_SIZE);
+        settings.lanes = laid.rules;
         Config {
             cloud: Cloud {
                 servers: Vec::new(),
@@ -320,6 +335,7 @@ impl Config {
                 username: None,
                 password_file: None,
                 base: String::new(),
+                log: CloudLog::Off,
                 session_expiry: Duration::from_secs(86_400),
                 will_delay: settings.grace,
             },
@@ -331,7 +347,8 @@ impl Config {
             settings,
             named: Vec::new(),
             outbox: OutboxConfig { max_size: OUTBOX_MAX_SIZE, commit_interval: None },
-            lanes,
+            message_classes: laid.classes,
+            lanes: laid.lanes,
             publish: Vec::new(),
             subscribe: Vec::new(),
             local: LocalConfig {

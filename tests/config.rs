@@ -210,13 +210,44 @@ fn a_wrong_value_says_what_to_write_instead() {
         ("[[publish]]\ntopic = \"a#\"", "\"#\" stands alone and last"),
         ("[[publish]]\ntopic = \"a+/b\"", "\"+\" stands alone"),
         ("[[publish]]\ntopic = \"$SYS/#\"", "never go up"),
-        ("[[publish]]\ntopic = \"a\"\nqos = 2", "2 is out of range (0 to 1)"),
-        ("[[publish]]\ntopic = \"a\"\nclass = \"critical\"", "not in this version; write \"normal\""),
-        ("[[publish]]\ntopic = \"a\"\nuplinks = \"unmetered\"", "not in this version; write \"any\""),
+        ("[[publish]]\ntopic = \"a\"\nqos = 3", "3 is out of range (0 to 2)"),
+        ("[[publish]]\ntopic = \"a\"\nclass = \"critcal\"", "no class \"critcal\"; did you mean \"critical\"?"),
+        (
+            "[[publish]]\ntopic = \"a\"\nclass = \"x\"",
+            "known: normal, critical, bulk, low; another needs a section [class.x]",
+        ),
+        (
+            "[[publish]]\ntopic = \"a\"\nuplinks = \"metered\"",
+            "\"metered\" is unknown; write \"any\", \"unmetered\" or a list",
+        ),
+        ("[[publish]]\ntopic = \"a\"\nuplinks = []", "takes 1 to 8 names"),
+        ("[[publish]]\ntopic = \"a\"\nuplinks = [\"a b\"]", "\"a b\" is no class (ethernet, wifi, cell)"),
+        ("[[publish]]\ntopic = \"a\"\nuplinks = 1", "is a number; write \"any\""),
+        ("[[publish]]\ntopic = \"a\"\nmax_age = \"1500ms\"", "not a whole number of seconds"),
+        ("[[publish]]\ntopic = \"a\"\noffline = \"drop\"", "not one of \"keep\", \"refuse\""),
+        ("[class.bulk]\npriority = 10", "10 is out of range (0 to 9)"),
+        ("[class.bulk]\nmax_size = \"4KiB\"", "out of range (64KiB to 64GiB)"),
+        ("[class.bulk]\noverflow = \"drop\"", "not one of \"drop-oldest\", \"drop-newest\", \"refuse\""),
+        ("[class.normal]\nuplinks = \"unmetered\"", "make another class"),
+        ("[class.\"a/b\"]\npriority = 1", "is no name for a class"),
+        ("[class]\nbulk = 1", "write [class.bulk]"),
+        ("[class.bulk]\nprioriti = 1", "did you mean \"class.bulk.priority\"?"),
+        (
+            "[class.bulk]\nmax_size = \"1GiB\"",
+            "are 1GiB together, of outbox.max_size = \"256MiB\" and leave 0B for normal, critical",
+        ),
+        ("[uplink.cell]\nmax_rate = \"1B\"", "out of range (1KiB to 1GiB)"),
+        ("[local]\nbroker = \"mqtt://192.0.2.1\"", "must be on this machine and open"),
+        ("[local]\nbroker = \"mqtts://127.0.0.1\"", "must be on this machine and open"),
+        ("[local]\nbroker = \"mqtt://127.0.0.1:1884\"\nmqtt = \"127.0.0.1:1884\"", "is the port of local.broker"),
+        (
+            "[local]\nbroker = \"mqtt://127.0.0.1\"\nbroker_password_file = \"/etc/hostname\"",
+            "needs local.broker_username",
+        ),
         ("[[publish]]\ntopic = \"a\"\nto = \"x/{rest}\"", "\"{rest}\" means nothing here"),
         ("[[publish]]\ntopic = \"a\"\nto = \"x/+\"", "has no \"+\""),
         ("[[subscribe]]\ntopic = \"a/b\"\nto = \"x/{rest}\"", "{rest} is what the \"#\""),
-        ("[[subscribe]]\ntopic = \"a/b\"\nqos = 2", "out of range (0 to 1)"),
+        ("[[subscribe]]\ntopic = \"a/b\"\nqos = 3", "out of range (0 to 2)"),
         ("[local]\nmqtt = \"localhost:1883\"", "write for example \"127.0.0.1:1883\""),
         ("[local]\nmqtt = \"127.0.0.1\"", "not an address with a port"),
         ("[local]\nmqtt = 1883", "is a number; write text"),
@@ -292,6 +323,12 @@ fn dangerous_values_are_warned_about() {
         ("[failover]\norder = [\"wfi\"]", "did you mean \"wifi\"?"),
         ("[uplink.ethernt]\nmetered = true", "did you mean \"ethernet\"?"),
         ("[outbox]\ncommit_interval = \"5s\"", "no effect without outbox.durability"),
+        ("[class.critical]\ndurability = \"memory\"", "loses what is critical"),
+        ("[class.bulk]\nmax_age = \"10s\"", "less than outages typically last"),
+        ("[[publish]]\ntopic = \"a\"\nmax_age = \"10s\"", "less than outages typically last"),
+        ("[[publish]]\ntopic = \"a\"\nclass = \"low\"\nqos = 2", "a restart loses it"),
+        ("[local]\nbroker = \"mqtt://localhost:1884\"\nmqtt = \"127.0.0.1:1885\"", "has no effect with local.broker"),
+        ("[local]\nbroker_username = \"u\"", "has no effect without local.broker"),
         ("[local]\nmqtt = \"0.0.0.0:1883\"", "everybody who reaches this address may publish"),
         ("[local]\nacl_file = \"/etc/passwd\"", "every client is anonymous"),
         ("[status]\nlisten = \"0.0.0.0:8730\"", "may read the status page"),
@@ -381,12 +418,15 @@ fn what_is_shown_reads_back_as_the_same_configuration() {
     let text = format!(
         "[cloud]\nservers = [\"mqtts://[2001:db8::1]\", \"mqtt://127.0.0.1:1884\"]\nclient_id = \"a \\\"b\\\\ ü\"\n\
          cert_file = \"{key}\"\nkey_file = \"{key}\"\nusername = \"u\"\nfleet_size = 500\nstart = \"idle\"\n\
-         mode = \"on-demand\"\nlinger = \"90s\"\ngrace = \"10s\"\nsession_expiry = \"2h\"\n\
+         mode = \"on-demand\"\nlinger = \"90s\"\ngrace = \"10s\"\nsession_expiry = \"2h\"\nlog = \"info\"\n\
          [failover]\norder = [\"wifi\", \"wwan0\"]\nfailback = \"manual\"\nhold_down = \"200ms\"\nmanage_routes = true\n\
          [uplink.cell]\nmatch = [\"usb*\", \"driver:rndis_host\"]\nstandby = \"off\"\nping_after = \"20s\"\n\
          [uplink.cell.socket]\nuser_timeout = \"100s\"\nsend_buffer = \"64KiB\"\n[uplink.\"usb0.5\"]\nmetered = false\n\
          [outbox]\nmax_size = \"100MB\"\ndurability = \"batch\"\ncommit_interval = \"10s\"\nlate = \"50ms\"\nwindow = 20\n\
-         [[publish]]\ntopic = \"t/#\"\nqos = 0\nto = \"gw/{{topic}}\"\n[[subscribe]]\ntopic = \"c/#\"\nto = \"d/{{rest}}\"\n\
+         [class.bulk]\nmax_size = \"1MiB\"\noverflow = \"drop-newest\"\nuplinks = \"unmetered\"\n\
+         [class.own]\npriority = 7\nmax_messages = 9\nmax_age = \"2h\"\ndurability = \"memory\"\n\
+         [[publish]]\ntopic = \"t/#\"\nqos = 0\nto = \"gw/{{topic}}\"\nclass = \"own\"\nuplinks = [\"wifi\", \"eth0\"]\n\
+         max_age = \"1h\"\noffline = \"refuse\"\nanswer = \"cloud\"\n[[subscribe]]\ntopic = \"c/#\"\nto = \"d/{{rest}}\"\n\
          [local]\nmqtt = \"\"\npassword_file = \"{key}\"\nacl_file = \"{key}\"\n[status]\nlisten = \"[::1]:80\"\n"
     );
     place.write("switchback.toml", &text);
@@ -401,6 +441,70 @@ fn what_is_shown_reads_back_as_the_same_configuration() {
 
     place.write("switchback.toml", &text.replace("fleet_size = 500", "fleet_size = 501"));
     assert_ne!(place.load().unwrap().0.hash, first.hash);
+}
+
+#[test]
+fn classes_and_rules_make_lanes_that_share_the_bounds_of_their_class() {
+    let (config, warnings) = good(
+        "[outbox]\nmax_size = \"100MiB\"\n[class.bulk]\nmax_size = \"20MiB\"\nmax_messages = 9\nuplinks = \"unmetered\"\n\
+         [class.alarm]\npriority = 8\nmax_age = \"2h\"\n\
+         [[publish]]\ntopic = \"a\"\nclass = \"alarm\"\n\
+         [[publish]]\ntopic = \"b\"\nclass = \"bulk\"\nuplinks = [\"wlan0\", \"eth\", \"ethernet\"]\n\
+         [[publish]]\ntopic = \"c\"\nclass = \"bulk\"\nuplinks = [\"ethernet\", \"wlan0\"]\nmax_age = \"1h\"\n\
+         [[publish]]\ntopic = \"d\"\nclass = \"bulk\"\n[[publish]]\ntopic = \"e\"\n",
+    );
+    assert_eq!(warnings, [""; 0]);
+    let lane =
+        |lane: &switchback::config::LaneConfig| format!("{} {} {}", lane.class, lane.directory, lane.max_size >> 10);
+    let lanes: Vec<String> = config.lanes.iter().map(lane).collect();
+    // 80 MiB are left for shares of 10, 2 and 2.
+    let want = [
+        "normal outbox 58496",
+        "critical outbox-critical 11648",
+        "bulk outbox-bulk@unmetered 10240",
+        "low  1024",
+        "alarm outbox-alarm 11648",
+        "bulk outbox-bulk@ethernet+wlan0 10240",
+    ];
+    assert_eq!(lanes, want);
+    assert_eq!(config.publish.iter().map(|rule| rule.lane.0).collect::<Vec<_>>(), [4, 5, 5, 2, 0]);
+    assert_eq!(config.publish[2].max_age, Some(Duration::from_secs(3600)));
+    assert_eq!(config.lanes[4].max_age, Some(Duration::from_secs(7200)));
+    let rules = &config.settings.lanes;
+    assert_eq!((rules[2].max_messages, rules[5].max_messages, rules[4].priority), (4, 4, 8));
+    assert_eq!((rules[3].memory_bytes, rules[0].memory_bytes), (Some(1 << 20), None));
+}
+
+#[test]
+fn the_rule_that_makes_one_queue_too_many_is_named() {
+    let rule = |number| format!("[[publish]]\ntopic = \"a\"\nuplinks = [\"eth{number}\"]\n");
+    let error = bad(&(0..13).map(rule).collect::<String>());
+    assert!(
+        error.starts_with("switchback.toml:41: \"publish.uplinks\": class \"normal\" over eth12 would be"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_broker_of_somebody_else_takes_the_place_of_the_listener() {
+    let (config, warnings) = good("[local]\nbroker = \"mqtt://127.0.0.1:1883\"\nbroker_username = \"u\"\n");
+    assert_eq!(warnings, [""; 0]);
+    assert_eq!(config.local.mqtt, None);
+    let broker = config.local.broker.unwrap();
+    assert_eq!((broker.server.to_string(), broker.username.as_deref()), ("mqtt://127.0.0.1:1883".into(), Some("u")));
+    let circle =
+        Place::new("[cloud]\nservers = [\"mqtt://localhost:1884\"]\n[local]\nbroker = \"mqtt://127.0.0.1:1884\"");
+    assert!(circle.load().unwrap_err()[0].contains("messages would go in circles"));
+}
+
+#[test]
+fn an_uplinks_rate_comes_from_its_class_unless_it_has_its_own() {
+    let (config, _) =
+        good("[uplink.cell]\nmax_rate = \"64KiB\"\nmax_messages = 10\n[uplink.wwan0]\nmax_rate = \"1MiB\"\n");
+    let rate = |name: &str| config.uplink(Name::new(name).unwrap(), Class::Cell).rate;
+    assert_eq!((rate("wwan1").bytes, rate("wwan1").messages), (Some(65_536), Some(10)));
+    assert_eq!((rate("wwan0").bytes, rate("wwan0").messages), (Some(1 << 20), Some(10)));
+    assert_eq!(config.classes[0].rate, switchback::config::Rate::default());
 }
 
 #[test]
@@ -505,11 +609,14 @@ fn the_shipped_file_lacks_only_the_servers() {
 fn every_key_stands_in_the_shipped_file_with_its_range_and_why() {
     let [defaults, examples] = ["#", "#: "].map(|mark| uncommented(mark).parse::<toml::Table>().unwrap());
     for (path, range) in switchback::config::keys() {
-        let uplinks = if path.contains('*') { &["ethernet", "wifi", "cell"][..] } else { &[""][..] };
+        let uplinks = match path.split('.').next().unwrap() {
+            "uplink" => &["ethernet", "wifi", "cell"][..],
+            "class" => &["normal", "critical", "bulk", "low"][..],
+            _ => &[""][..],
+        };
         for uplink in uplinks {
             let path = path.replace('*', uplink);
-            let later = path == "publish.max_age";
-            assert!(later || has(&defaults, &path) || has(&examples, &path), "{path} is not in the shipped file");
+            assert!(has(&defaults, &path) || has(&examples, &path), "{path} is not in the shipped file");
         }
         let name = path.rsplit('.').next().unwrap();
         let above = explanation(name, path);
@@ -536,14 +643,12 @@ fn has(table: &toml::Table, path: &str) -> bool {
 
 /// The comment above the first mention of a key in its section, as one line.
 fn explanation(name: &str, path: &str) -> String {
-    let section = path.rsplit_once('.').unwrap().0.replace('*', "ethernet");
+    let first = if path.starts_with("class") { "normal" } else { "ethernet" };
+    let section = path.rsplit_once('.').unwrap().0.replace('*', first);
     let from = ["\n[", "\n#: [["].iter().find_map(|open| SHIPPED.find(&format!("{open}{section}]"))).unwrap();
     let lines: Vec<&str> = SHIPPED[from..].lines().collect();
     let is =
         |line: &str, mark: &str| line.strip_prefix(mark).is_some_and(|rest| rest.starts_with(&format!("{name} =")));
-    if name == "max_age" {
-        return "belongs to a later version".into();
-    }
     let at = lines.iter().position(|line| is(line, "#") || is(line, "#: ")).unwrap_or_else(|| panic!("{path}"));
     let mut above: Vec<&str> = lines[..at]
         .iter()

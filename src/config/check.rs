@@ -8,11 +8,12 @@ use std::path::PathBuf;
 
 use switchback_control::{Failback, Mode, Selector, Settings, Start};
 
+use super::lanes::{Lanes, max_age};
 use super::reader::{Reader, Section, Seen};
 use super::text;
 use super::tree::{At, Table};
 use super::uplinks::{class_in_disguise, uplinks};
-use super::{Cloud, Config, Host, PublishRule, Server, SubscribeRule};
+use super::{Cloud, CloudLog, Config, Host, LocalBroker, PublishRule, Server, SubscribeRule};
 
 /// Most servers: the heart counts them in a byte, and nobody walks more.
 const SERVERS_MAX: usize = 16;
@@ -29,13 +30,17 @@ pub fn check(tree: &Table, at: At, host: &Host) -> (Config, Reader) {
     failover(&mut reader, &top, &mut config.settings);
     uplinks(&mut reader, &top, &mut config);
     outbox(&mut reader, &top, &mut config);
+    let mut lanes = Lanes::read(&mut reader, &top);
     let names: Vec<(&str, &str)> = names.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let rules = top.sections("publish");
-    config.publish = rules.iter().filter_map(|rule| publish(&mut reader, rule, &names)).collect();
+    config.publish = rules.iter().filter_map(|rule| publish(&mut reader, rule, &names, &mut lanes)).collect();
     if config.publish.is_empty() && !rules.is_empty() {
         // No rule at all would send everything up; safe mode must not do that because the only rule was mistyped.
         config.publish.push(PublishRule { topic: "$nothing".into(), ..PublishRule::default() });
     }
+    let outbox = top.section("outbox", "outbox");
+    let laid = lanes.lay(&mut reader, &outbox.at, config.outbox.max_size);
+    (config.message_classes, config.settings.lanes, config.lanes) = (laid.classes, laid.rules, laid.lanes);
     config.subscribe =
         top.sections("subscribe").iter().filter_map(|rule| subscribe(&mut reader, rule, &names)).collect();
     listeners(&mut reader, &top, &mut config);
@@ -120,6 +125,16 @@ fn cloud(reader: &mut Reader, top: &Section<'_>, host: &Host, config: &mut Confi
             .map(|base| base.strip_suffix('/').unwrap_or(&base).to_string())
             .and_then(|base| text::topic(&base).map(|()| base));
         cloud.base = reader.checked(&at, "cloud.base", base).unwrap_or_default();
+    }
+    if let Some(seen) = reader.word(section, "log", &[]) {
+        cloud.log = match seen.value.as_str() {
+            "warning" => CloudLog::Warning,
+            "info" => CloudLog::Info,
+            _ => CloudLog::Off,
+        };
+        if cloud.log != CloudLog::Off && cloud.base.is_empty() {
+            reader.warn(&seen.at, &seen.path, "has no effect without cloud.base: there is no topic for it".into());
+        }
     }
     session(reader, section, config);
     names
@@ -295,11 +310,20 @@ fn needed_topic(reader: &mut Reader, section: &Section<'_>) -> Option<Seen<Strin
     reader.text(section, "topic")
 }
 
-fn publish(reader: &mut Reader, section: &Section<'_>, names: &[(&str, &str)]) -> Option<PublishRule> {
-    reader.only(section, "class", "normal");
-    reader.only(section, "uplinks", "any");
-    reader.later(section, "max_age", "messages are kept until the cloud has them");
+fn publish(
+    reader: &mut Reader,
+    section: &Section<'_>,
+    names: &[(&str, &str)],
+    lanes: &mut Lanes,
+) -> Option<PublishRule> {
+    let lane = lanes.of_rule(reader, section);
+    let max_age = max_age(reader, section);
     let qos = quality(reader, section);
+    if let Some(lane) = lane {
+        lanes.warn_of_memory(reader, &section.at, lane, qos);
+    }
+    let online_only = reader.word(section, "offline", &[]).is_some_and(|seen| seen.value == "refuse");
+    let await_cloud = reader.word(section, "answer", &[]).is_some_and(|seen| seen.value == "cloud");
     let to = reader.text(section, "to");
     let to = match to {
         None => Some("{topic}".to_string()),
@@ -316,7 +340,7 @@ fn publish(reader: &mut Reader, section: &Section<'_>, names: &[(&str, &str)]) -
         text::filter(&topic.value)
     };
     reader.checked(&topic.at, &topic.path, checked)?;
-    Some(PublishRule { topic: topic.value, qos, to: to?, ..PublishRule::default() })
+    Some(PublishRule { topic: topic.value, qos, to: to?, lane: lane?, max_age, online_only, await_cloud })
 }
 
 fn subscribe(reader: &mut Reader, section: &Section<'_>, names: &[(&str, &str)]) -> Option<SubscribeRule> {
@@ -358,12 +382,24 @@ fn listeners(reader: &mut Reader, top: &Section<'_>, config: &mut Config) {
         reader.warn(&seen.at, &seen.path, message.into());
     }
     config.local.acl_file = acl.map(|seen| seen.value);
+    let broker = local_broker(reader, &local, config);
     let page = reader.address(&status, "listen");
     if let Some(seen) = &mqtt {
         if config.local.password_file.is_none() {
             open(reader, seen, "publish through this gateway");
         }
         config.local.mqtt = seen.value;
+    }
+    if let Some(broker) = broker {
+        if let Some(Seen { value: Some(own), at, path }) = &mqtt {
+            let message = "has no effect with local.broker, which serves the applications; write \"\" or leave it out";
+            match own.port() == broker.server.port {
+                true => reader.wrong(at, path, "is the port of local.broker; write \"\" or leave it out".into()),
+                false => reader.warn(at, path, message.into()),
+            }
+        }
+        config.local.mqtt = None;
+        config.local.broker = Some(broker);
     }
     if let Some(seen) = &page {
         open(reader, seen, "read the status page");
@@ -380,6 +416,40 @@ fn listeners(reader: &mut Reader, top: &Section<'_>, config: &mut Config) {
             format!("port {} is also a server of cloud.servers on this machine; give one another port", own.port());
         reader.wrong(&at, "local.mqtt", message);
     }
+}
+
+/// `local.broker`: a broker of somebody else on this machine. Then we do not listen for TCP ourselves.
+fn local_broker(reader: &mut Reader, local: &Section<'_>, config: &Config) -> Option<LocalBroker> {
+    let username = reader.text(local, "broker_username");
+    let password = reader.file(local, "broker_password_file", true);
+    let seen = reader.text(local, "broker").filter(|seen| !seen.value.is_empty());
+    let Some(seen) = seen else {
+        for (at, path) in username.iter().map(|s| (&s.at, &s.path)).chain(password.iter().map(|s| (&s.at, &s.path))) {
+            reader.warn(at, path, "has no effect without local.broker".into());
+        }
+        return None;
+    };
+    if let Some(password) = password.as_ref().filter(|_| username.is_none()) {
+        let message = "needs local.broker_username as well (MQTT 3.1.1 knows no password alone)";
+        reader.wrong(&password.at, &password.path, message.into());
+    }
+    let server = reader.checked(&seen.at, &seen.path, text::server(&seen.value))?;
+    let wrong = if server.tls || !text::is_loopback(&server.host) {
+        Some("must be on this machine and open, as in \"mqtt://127.0.0.1:1883\"".to_string())
+    } else if config.cloud.servers.iter().any(|s| text::is_loopback(&s.host) && s.port == server.port) {
+        Some(format!(
+            "port {} is also a server of cloud.servers on this machine: messages would go in circles",
+            server.port
+        ))
+    } else {
+        None
+    };
+    if let Some(message) = wrong {
+        reader.wrong(&seen.at, &seen.path, message);
+        return None;
+    }
+    let (username, password_file) = (username.map(|seen| seen.value), password.map(|seen| seen.value));
+    Some(LocalBroker { server, username, password_file })
 }
 
 /// FNV-1a, 64 bits: short, and the same in every version of the compiler.

@@ -12,6 +12,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use switchback_control::{Carriers, Selector};
+
 use super::schema::{self, Key, Kind};
 use super::text;
 use super::tree::{At, Node, Table, Value};
@@ -19,6 +21,9 @@ use super::{ConfigError, Warning};
 
 /// Most items in any list: servers, patterns, failover order, rules.
 pub const LIST_MAX: usize = 64;
+
+/// Uplinks that one queue may name: they are part of a directory's name.
+const CARRIERS_MAX: usize = 8;
 
 /// Collects what is wrong while values are read.
 #[derive(Default)]
@@ -362,6 +367,38 @@ impl Reader {
         Self::seen(&item, texts)
     }
 
+    /// `"any"`, `"unmetered"`, or a list of classes of uplinks and interface names, in one order whatever was written.
+    pub fn carriers(&mut self, section: &Section<'_>, name: &str) -> Option<Seen<Carriers>> {
+        let item = self.item(section, name)?;
+        let example = "\"any\", \"unmetered\" or a list such as [\"wifi\", \"eth0\"]";
+        match &item.node.value {
+            Value::Text(text) if text == "any" => return Self::seen(&item, Carriers::Any),
+            Value::Text(text) if text == "unmetered" => return Self::seen(&item, Carriers::Unmetered),
+            Value::List(_) => {}
+            Value::Text(text) => {
+                self.wrong(&item.node.at, &item.path, format!("\"{text}\" is unknown; write {example}"));
+                return None;
+            }
+            _ => {
+                self.wrong_type(&item, example);
+                return None;
+            }
+        }
+        let list = self.list(section, name, "[\"wifi\", \"eth0\"]")?;
+        if list.value.is_empty() || list.value.len() > CARRIERS_MAX {
+            self.wrong(&list.at, &list.path, format!("takes 1 to {CARRIERS_MAX} names; or write \"any\""));
+            return None;
+        }
+        let mut selectors = Vec::new();
+        for seen in list.value {
+            let not = |_| format!("\"{}\" is no class (ethernet, wifi, cell) and no interface name", seen.value);
+            selectors.push(self.checked(&seen.at, &seen.path, seen.value.parse::<Selector>().map_err(not))?);
+        }
+        selectors.sort_unstable();
+        selectors.dedup();
+        Some(Seen { value: Carriers::Named(selectors), at: list.at, path: list.path })
+    }
+
     /// `address:port`; `None` inside for `""`.
     pub fn address(&mut self, section: &Section<'_>, name: &str) -> Option<Seen<Option<SocketAddr>>> {
         let seen = self.text(section, name)?;
@@ -414,22 +451,5 @@ impl Reader {
             }
         }
         Some(Seen { value: path.to_path_buf(), at: seen.at, path: seen.path })
-    }
-
-    /// Warns of a key that belongs to a later version and can be left without effect: nothing is lost by it.
-    pub fn later(&mut self, section: &Section<'_>, name: &str, meanwhile: &str) {
-        if let Some(item) = self.item(section, name) {
-            self.warn(&item.node.at, &item.path, format!("has no effect in this version; {meanwhile}"));
-        }
-    }
-
-    /// Refuses every value but one, because the others belong to a later version.
-    pub fn only(&mut self, section: &Section<'_>, name: &str, only: &str) {
-        if let Some(seen) = self.text(section, name)
-            && seen.value != only
-        {
-            let message = format!("\"{}\" is not in this version; write \"{only}\" or leave the line out", seen.value);
-            self.wrong(&seen.at, &seen.path, message);
-        }
     }
 }

@@ -1,7 +1,7 @@
 //! Every key there is, with its kind and range: the one list that the reader, the search for the nearest key and the
 //! test of the shipped file share.
 //!
-//! `*` in a path stands for the name of an uplink. `publish` and `subscribe` are lists of sections. A key that is
+//! `*` in a path stands for the name of an uplink or a class of messages. `publish` and `subscribe` are lists of sections. A key that is
 //! not here is an error for the user, and a key that is here but never read fails a test.
 
 use std::time::Duration;
@@ -51,8 +51,8 @@ pub enum Kind {
     List,
     /// `address:port`, or empty for none.
     Address,
-    /// Not in this version, whatever the value.
-    Later,
+    /// `"any"`, `"unmetered"` or a list of names.
+    Carriers,
 }
 
 const MS: u64 = 1;
@@ -77,6 +77,9 @@ const fn time_or(word: &'static str, min: u64, max: u64) -> Kind {
     Kind::Duration { min, max, whole: false, word: Some(word) }
 }
 
+/// MQTT counts the expiry of a message in 32 bits of seconds; a year is plenty.
+const AGE: Kind = seconds(S, 365 * D);
+
 /// Every key, in the order of the shipped file.
 pub const KEYS: &[Key] = &[
     key("cloud.servers", Kind::List),
@@ -87,6 +90,7 @@ pub const KEYS: &[Key] = &[
     key("cloud.username", Kind::Text),
     key("cloud.password_file", Kind::File),
     key("cloud.base", Kind::Text),
+    key("cloud.log", Kind::Word(&["off", "warning", "info"])),
     key("cloud.fleet_size", Kind::Integer { min: 1, max: 10_000_000 }),
     key("cloud.start", Kind::Word(&["connect", "disconnected", "idle"])),
     key("cloud.mode", Kind::Word(&["auto", "on-demand", "manual"])),
@@ -108,6 +112,9 @@ pub const KEYS: &[Key] = &[
     key("uplink.*.keep_alive", seconds(5 * S, 2 * H)),
     key("uplink.*.ping_after", time_or("off", S, 2 * H)),
     key("uplink.*.ping_limits", Kind::Pair { min: S, max: 10 * MIN }),
+    // Below a kilobyte a second not even one large message would ever be through.
+    key("uplink.*.max_rate", Kind::Size { min: 1 << 10, max: 1 << 30 }),
+    key("uplink.*.max_messages", Kind::Integer { min: 1, max: 1_000_000 }),
     // The kernel's own limits: MAX_TCP_KEEPIDLE, MAX_TCP_KEEPINTVL, MAX_TCP_KEEPCNT.
     key("uplink.*.socket.keepalive_idle", seconds(S, 32_767 * S)),
     key("uplink.*.socket.keepalive_interval", seconds(S, 32_767 * S)),
@@ -120,18 +127,31 @@ pub const KEYS: &[Key] = &[
     key("outbox.commit_interval", time(10 * MS, MIN)),
     key("outbox.late", time_or("auto", 10 * MS, MIN)),
     key("outbox.window", Kind::Integer { min: 1, max: 1024 }),
+    key("class.*.priority", Kind::Integer { min: 0, max: 9 }),
+    // The store's segments are a sixteenth of it, and at least 4 KiB.
+    key("class.*.max_size", Kind::Size { min: 64 << 10, max: 64 << 30 }),
+    key("class.*.max_messages", Kind::Integer { min: 1, max: 1_000_000_000 }),
+    key("class.*.overflow", Kind::Word(&["drop-oldest", "drop-newest", "refuse"])),
+    key("class.*.uplinks", Kind::Carriers),
+    key("class.*.max_age", AGE),
+    key("class.*.durability", Kind::Word(&["disk", "memory"])),
     key("publish.topic", Kind::Text),
     key("publish.class", Kind::Text),
-    key("publish.qos", Kind::Integer { min: 0, max: 1 }),
+    key("publish.qos", Kind::Integer { min: 0, max: 2 }),
     key("publish.to", Kind::Text),
-    key("publish.uplinks", Kind::Text),
-    key("publish.max_age", Kind::Later),
+    key("publish.uplinks", Kind::Carriers),
+    key("publish.max_age", AGE),
+    key("publish.offline", Kind::Word(&["keep", "refuse"])),
+    key("publish.answer", Kind::Word(&["kept", "cloud"])),
     key("subscribe.topic", Kind::Text),
     key("subscribe.to", Kind::Text),
-    key("subscribe.qos", Kind::Integer { min: 0, max: 1 }),
+    key("subscribe.qos", Kind::Integer { min: 0, max: 2 }),
     key("local.mqtt", Kind::Address),
     key("local.password_file", Kind::File),
     key("local.acl_file", Kind::File),
+    key("local.broker", Kind::Text),
+    key("local.broker_username", Kind::Text),
+    key("local.broker_password_file", Kind::File),
     key("status.listen", Kind::Address),
 ];
 
@@ -148,8 +168,9 @@ impl Kind {
             Kind::Size { min, max } => Some(format!("{} to {}", size_text(min), size_text(max))),
             Kind::Word(words) => Some(words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ")),
             Kind::Bool => Some("true, false".into()),
+            Kind::Carriers => Some("\"any\", \"unmetered\"".into()),
             Kind::Flag => Some("true, false, \"auto\"".into()),
-            Kind::Text | Kind::File | Kind::List | Kind::Address | Kind::Later => None,
+            Kind::Text | Kind::File | Kind::List | Kind::Address => None,
         }
     }
 }
@@ -195,7 +216,10 @@ mod tests {
 
     #[test]
     fn a_section_knows_its_children() {
-        assert_eq!(children(""), ["cloud", "failover", "uplink", "outbox", "publish", "subscribe", "local", "status"]);
+        assert_eq!(
+            children(""),
+            ["cloud", "failover", "uplink", "outbox", "class", "publish", "subscribe", "local", "status"]
+        );
         assert_eq!(children("uplink"), ["*"]);
         assert!(children("uplink.*").contains(&"socket"));
     }

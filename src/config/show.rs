@@ -5,10 +5,10 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use switchback_control::{Class, Failback, Mode, Standby, Start, Uplink};
+use switchback_control::{Carriers, Class, Failback, Mode, Standby, Start, Uplink};
 
 use super::text::{duration_text, size_text};
-use super::{Config, Match, UplinkConfig};
+use super::{CloudLog, Config, LocalBroker, Match, MessageClass, UplinkConfig, overflow_word, uplinks_text};
 
 /// The effective values as TOML.
 pub fn show(config: &Config) -> String {
@@ -34,6 +34,12 @@ fn write(out: &mut String, config: &Config) -> std::fmt::Result {
         writeln!(out, "username = {}", quoted(username))?;
     }
     writeln!(out, "base = {}", quoted(&cloud.base))?;
+    let log = match cloud.log {
+        CloudLog::Off => "off",
+        CloudLog::Warning => "warning",
+        CloudLog::Info => "info",
+    };
+    writeln!(out, "log = \"{log}\"")?;
     writeln!(out, "fleet_size = {}", settings.fleet_size)?;
     let start = match settings.start {
         Start::Connect => "connect",
@@ -96,6 +102,14 @@ fn uplink(out: &mut String, name: &str, uplink: &Uplink, adapter: &UplinkConfig,
     let [first, second] = uplink.ping_limits;
     writeln!(out, "ping_limits = [{}, {}]", time(first), time(second))?;
 
+    match adapter.rate.bytes {
+        Some(bytes) => writeln!(out, "max_rate = \"{}\"", size_text(bytes))?,
+        None => writeln!(out, "# max_rate: no limit")?,
+    }
+    match adapter.rate.messages {
+        Some(messages) => writeln!(out, "max_messages = {messages}")?,
+        None => writeln!(out, "# max_messages: no limit")?,
+    }
     let socket = &adapter.socket;
     writeln!(out, "[uplink.{name}.socket]")?;
     writeln!(out, "keepalive_idle = {}", time(socket.keepalive_idle))?;
@@ -127,12 +141,22 @@ fn rest(out: &mut String, config: &Config) -> std::fmt::Result {
     writeln!(out, "late = {}", config.settings.late.map_or("\"auto\"".into(), time))?;
     writeln!(out, "window = {}", config.settings.window)?;
 
+    config.message_classes.iter().try_for_each(|class| message_class(out, class))?;
     if config.publish.is_empty() {
         writeln!(out, "\n# no [[publish]]: every local topic goes up unchanged, QoS 1")?;
     }
     for rule in &config.publish {
         writeln!(out, "\n[[publish]]\ntopic = {}\nqos = {}", quoted(&rule.topic), rule.qos)?;
         writeln!(out, "to = {}", quoted(&rule.to))?;
+        let lane = usize::from(rule.lane.0);
+        if let (Some(lane), Some(rules)) = (config.lanes.get(lane), config.settings.lanes.get(lane)) {
+            writeln!(out, "class = {}\nuplinks = {}", quoted(&lane.class), carriers(&rules.carriers))?;
+        }
+        if let Some(age) = rule.max_age {
+            writeln!(out, "max_age = {}", time(age))?;
+        }
+        writeln!(out, "offline = \"{}\"", if rule.online_only { "refuse" } else { "keep" })?;
+        writeln!(out, "answer = \"{}\"", if rule.await_cloud { "cloud" } else { "kept" })?;
     }
     if config.subscribe.is_empty() {
         writeln!(out, "\n# no [[subscribe]]: nothing comes down")?;
@@ -149,7 +173,41 @@ fn rest(out: &mut String, config: &Config) -> std::fmt::Result {
             writeln!(out, "{key} = {}", quoted(&file.to_string_lossy()))?;
         }
     }
+    if let Some(LocalBroker { server, username, password_file }) = &config.local.broker {
+        writeln!(out, "broker = \"{server}\"")?;
+        if let Some(username) = username {
+            writeln!(out, "broker_username = {}", quoted(username))?;
+        }
+        if let Some(file) = password_file {
+            writeln!(out, "broker_password_file = {}", quoted(&file.to_string_lossy()))?;
+        }
+    }
     writeln!(out, "\n[status]\nlisten = \"{}\"", address(config.status_listen))
+}
+
+fn message_class(out: &mut String, class: &MessageClass) -> std::fmt::Result {
+    writeln!(out, "\n[class.{}]", class.name)?;
+    writeln!(out, "priority = {}\nmax_size = \"{}\"", class.priority, size_text(class.max_size))?;
+    match class.max_messages {
+        u64::MAX => writeln!(out, "# max_messages: no limit")?,
+        messages => writeln!(out, "max_messages = {messages}")?,
+    }
+    writeln!(out, "overflow = \"{}\"\nuplinks = {}", overflow_word(class.overflow), carriers(&class.carriers))?;
+    match class.max_age {
+        Some(age) => writeln!(out, "max_age = {}", time(age))?,
+        None => writeln!(out, "# max_age: kept until the cloud has it")?,
+    }
+    match class.memory {
+        true => writeln!(out, "durability = \"memory\"  # lost when the daemon ends"),
+        false => writeln!(out, "durability = \"disk\""),
+    }
+}
+
+fn carriers(carriers: &Carriers) -> String {
+    match carriers {
+        Carriers::Named(names) => list(&names.iter().map(ToString::to_string).collect::<Vec<_>>()),
+        Carriers::Any | Carriers::Unmetered => quoted(&uplinks_text(carriers)),
+    }
 }
 
 fn time(duration: Duration) -> String {

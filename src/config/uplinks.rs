@@ -94,6 +94,7 @@ struct Given {
     count: Option<Seen<i64>>,
     user_timeout: Option<Seen<Option<Duration>>>,
     send_buffer: Option<u32>,
+    rate: Rate,
 }
 
 impl Given {
@@ -114,6 +115,10 @@ impl Given {
             count: self.count.or(below.count),
             user_timeout: self.user_timeout.or(below.user_timeout),
             send_buffer: self.send_buffer.or(below.send_buffer),
+            rate: Rate {
+                bytes: self.rate.bytes.or(below.rate.bytes),
+                messages: self.rate.messages.or(below.rate.messages),
+            },
         }
     }
 }
@@ -165,6 +170,10 @@ fn given(reader: &mut Reader, section: &Section<'_>) -> Given {
         count: reader.integer(socket, "keepalive_count"),
         user_timeout: reader.duration_or_word(socket, "user_timeout"),
         send_buffer: reader.size(socket, "send_buffer").and_then(|seen| u32::try_from(seen.value).ok()),
+        rate: Rate {
+            bytes: reader.size(section, "max_rate").map(|seen| seen.value),
+            messages: reader.integer(section, "max_messages").and_then(|seen| u64::try_from(seen.value).ok()),
+        },
     }
 }
 
@@ -199,7 +208,7 @@ fn resolve(reader: &mut Reader, given: &Given, class: Class) -> (Uplink, UplinkC
         send_buffer: given.send_buffer,
     };
     together(reader, given, class, &uplink, &socket);
-    (uplink, UplinkConfig { matches: given.matches.clone(), rate: Rate::default(), socket })
+    (uplink, UplinkConfig { matches: given.matches.clone(), rate: given.rate, socket })
 }
 
 fn together(reader: &mut Reader, given: &Given, class: Class, uplink: &Uplink, socket: &SocketOptions) {

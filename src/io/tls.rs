@@ -255,6 +255,7 @@ mod tests {
             username: None,
             password_file: None,
             base: String::new(),
+            log: crate::config::CloudLog::Off,
             session_expiry: Default::default(),
             will_delay: Default::default(),
         }
