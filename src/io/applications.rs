@@ -36,19 +36,19 @@ use crate::outbox::Local;
 use crate::sorting::Way;
 use crate::topics;
 
-mod access;
-mod checks;
+pub(crate) mod access;
+pub(crate) mod checks;
 mod connection;
 mod conversation;
-mod entry;
-mod greeting;
-mod keeping;
+pub(crate) mod entry;
+pub(crate) mod greeting;
+pub(crate) mod keeping;
 mod ledger;
 mod listener;
 mod message;
-mod router;
+pub(crate) mod router;
 mod session;
-mod store;
+pub(crate) mod store;
 mod strangers;
 mod upward;
 
