@@ -18,3 +18,8 @@ pub mod sorting;
 pub mod topics;
 pub mod uplinks;
 pub use switchback_control as control;
+
+/// Every parser against bytes that nobody meant to write. In here, because most parsers are nobody's business outside.
+#[cfg(test)]
+#[path = "../tests/fuzzing/mod.rs"]
+mod fuzzing;

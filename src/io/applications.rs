@@ -37,21 +37,21 @@ use crate::outbox::Local;
 use crate::sorting::Way;
 use crate::topics;
 
-mod access;
+pub(crate) mod access;
 mod answers;
-mod checks;
+pub(crate) mod checks;
 mod connection;
 mod conversation;
-mod entry;
+pub(crate) mod entry;
 mod figures;
-mod greeting;
-mod keeping;
+pub(crate) mod greeting;
+pub(crate) mod keeping;
 mod ledger;
 mod listener;
 mod message;
-mod router;
+pub(crate) mod router;
 mod session;
-mod store;
+pub(crate) mod store;
 mod strangers;
 mod upward;
 

@@ -13,7 +13,7 @@ mod costs;
 mod dial;
 mod documents;
 mod memory;
-mod speech;
+pub(crate) mod speech;
 
 use std::collections::HashMap;
 use std::future::Future;

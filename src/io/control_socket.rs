@@ -157,9 +157,9 @@ struct Client {
 }
 
 /// What stands in one line.
-struct Asked {
-    verb: String,
-    options: Map<String, Value>,
+pub(crate) struct Asked {
+    pub(crate) verb: String,
+    pub(crate) options: Map<String, Value>,
     stream: Option<Stream>,
 }
 
@@ -337,7 +337,7 @@ async fn gone(stream: &mut UnixStream) {
     while matches!(stream.read(&mut waste).await, Ok(count) if count > 0) {}
 }
 
-fn parse(line: &[u8]) -> Result<Asked, Failure> {
+pub(crate) fn parse(line: &[u8]) -> Result<Asked, Failure> {
     let example = "write one object a line, as in {\"verb\":\"status\"}";
     let value: Value =
         serde_json::from_slice(line).map_err(|error| Failure::usage(format!("not JSON: {error}; {example}")))?;

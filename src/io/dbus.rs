@@ -25,7 +25,7 @@ use zbus::{Connection, DBusError, Variant, fdo, interface};
 
 use crate::api::{Call, Calls};
 
-mod values;
+pub(crate) mod values;
 
 use values::{Dict, dict, dicts, flag, text, to_dict, to_json};
 

@@ -7,7 +7,7 @@
 //!
 //! It is long because asking, checking and remembering an answer are one story.
 
-mod question;
+pub(crate) mod question;
 
 use std::collections::HashMap;
 use std::io;
@@ -303,7 +303,7 @@ fn interleaved(addresses: Vec<IpAddr>, good: Option<IpAddr>) -> Vec<IpAddr> {
 }
 
 /// The addresses that `/etc/hosts` gives a name (hosts(5)).
-fn listed(hosts: &str, host: &str) -> Vec<IpAddr> {
+pub(crate) fn listed(hosts: &str, host: &str) -> Vec<IpAddr> {
     let line = |line: &str| {
         let mut words = line.split('#').next().unwrap_or("").split_ascii_whitespace();
         let address = words.next()?.parse().ok()?;
@@ -313,7 +313,7 @@ fn listed(hosts: &str, host: &str) -> Vec<IpAddr> {
 }
 
 /// The `nameserver` lines of resolv.conf(5).
-fn name_servers(text: &str) -> Vec<IpAddr> {
+pub(crate) fn name_servers(text: &str) -> Vec<IpAddr> {
     let line = |line: &str| {
         let mut words = line.split_ascii_whitespace();
         (words.next() == Some("nameserver")).then(|| words.next()?.parse().ok()).flatten()

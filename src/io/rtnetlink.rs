@@ -12,7 +12,7 @@
 //! its attributes is new to it.
 
 mod links;
-mod wire;
+pub(crate) mod wire;
 
 use std::collections::BTreeMap;
 use std::io;

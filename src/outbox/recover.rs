@@ -118,7 +118,7 @@ pub(super) fn recover<D: Disk>(disk: &D, dir: &Path, segment_bytes: u64) -> io::
     let highest = durable.saturating_add(if unread { UNREAD_SEQS } else { 0 });
     report.highest_seq = Some(highest).filter(|&highest| highest > 0);
     // With a file unread, what is missing may be in there: nothing is said, nor noted, until a start can read it all.
-    if !unread && durable > 0 {
+    if !unread && (durable > 0 || lost) {
         let holes = holes(&chain, released, cursor.durable);
         let fresh: Vec<&Hole> = holes.iter().filter(|hole| !cursor.known.contains(&hole.before)).collect();
         report.damaged.extend(fresh.iter().map(|hole| hole.damage(dir, stated)));

@@ -68,6 +68,9 @@ impl Query {
 
     /// What a message says to this question; `None` when it is no answer to it.
     pub fn read(&self, message: &[u8]) -> Option<Said> {
+        if !could_hold_what_it_counts(message) {
+            return None;
+        }
         let packet = Packet::parse(message).ok()?;
         let [question] = packet.questions.as_slice() else { return None };
         let ours = packet.id() == self.id
@@ -117,6 +120,17 @@ impl Query {
             true => Said::Alias(at, ttl),
         }
     }
+}
+
+/// The library makes room for as many records as a header counts, four megabytes for twelve bytes, before it looks for
+/// them. A question has at least five bytes, a record eleven.
+fn could_hold_what_it_counts(message: &[u8]) -> bool {
+    let Some(counts) = message.get(4..12) else { return false };
+    let least = counts.chunks_exact(2).zip([5, 11, 11, 11]).map(|(count, bytes)| match count {
+        [high, low] => usize::from(u16::from_be_bytes([*high, *low])) * bytes,
+        _ => 0,
+    });
+    least.sum::<usize>() <= message.len() - 12
 }
 
 fn same(name: &DnsName<'_>, host: &str) -> bool {
