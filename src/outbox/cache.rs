@@ -39,9 +39,22 @@ impl Cache {
     pub fn read<D: Disk>(&mut self, disk: &D, dir: &Path, segment: &Segment, seq: u64) -> io::Result<Option<Record>> {
         let Some(stretch) = self.stretch(disk, dir, segment, seq)? else { return Ok(None) };
         let Ok(number) = stretch.entries.binary_search_by_key(&seq, |entry| entry.seq) else { return Ok(None) };
-        let bytes = stretch.entries.get(number).and_then(|entry| stretch.bytes.get(entry.at..));
-        let frame = bytes.and_then(|bytes| record::frame(bytes, segment.salt));
-        Ok(frame.and_then(|frame| record::decode_content(seq, frame.content)))
+        Ok(stretch.record(number))
+    }
+
+    /// The first record of this segment behind `after`.
+    pub fn next<D: Disk>(&mut self, disk: &D, dir: &Path, segment: &Segment, after: u64) -> io::Result<Option<Record>> {
+        let mut place = segment.span.map(|(first, _)| first.max(after));
+        while let Some(seq) = place {
+            if let Some(stretch) = self.stretch(disk, dir, segment, seq)? {
+                let number = stretch.entries.partition_point(|entry| entry.seq <= after);
+                if let Some(record) = stretch.record(number) {
+                    return Ok(Some(record));
+                }
+            }
+            place = segment.next_mark(seq);
+        }
+        Ok(None)
     }
 
     /// How many records of this segment lie in `(after, through]`, and their bytes.
@@ -91,6 +104,12 @@ impl Cache {
 }
 
 impl Stretch {
+    fn record(&self, number: usize) -> Option<Record> {
+        let entry = self.entries.get(number)?;
+        let frame = record::frame(self.bytes.get(entry.at..)?, self.salt)?;
+        record::decode_content(entry.seq, frame.content)
+    }
+
     /// Reads on to offset `end` of the file.
     fn extend<D: Disk>(&mut self, disk: &D, dir: &Path, segment: &Segment, end: u64) -> io::Result<()> {
         let old = self.bytes.len();

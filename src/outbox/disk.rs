@@ -25,7 +25,7 @@ pub trait Disk {
     fn list(&self, dir: &Path) -> io::Result<Vec<(String, u64)>>;
     /// Creates or empties a file (mode 0600) for reading and writing.
     fn create(&self, path: &Path) -> io::Result<Self::File>;
-    /// Opens an existing file for reading and writing.
+    /// Opens an existing file for reading and writing; only for reading where the file system is read-only.
     fn open(&self, path: &Path) -> io::Result<Self::File>;
     /// Fills `buffer` from `at`; the answer is smaller than the buffer only at the end of the file.
     fn read_at(&self, file: &Self::File, buffer: &mut [u8], at: u64) -> io::Result<usize>;
@@ -94,7 +94,12 @@ impl Disk for Local {
     }
 
     fn open(&self, path: &Path) -> io::Result<File> {
-        private().open(path).map_err(|error| named(path, error))
+        let opened = match private().open(path) {
+            // What it holds can be used all the same; a write is an error later.
+            Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => File::open(path),
+            opened => opened,
+        };
+        opened.map_err(|error| named(path, error))
     }
 
     fn read_at(&self, file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {

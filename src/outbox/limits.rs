@@ -17,7 +17,8 @@ pub struct Limits {
     pub max_bytes: u64,
     /// One segment file, 4 KiB to 16 MiB; see [`SEGMENT_BYTES`].
     pub segment_bytes: u64,
-    /// One record, with topic, properties and identity; a record must also fit a segment. See [`MAX_RECORD`].
+    /// One record, with topic, properties and identity; one that is larger than a segment gets a larger segment, of half
+    /// of `max_bytes` at most. See [`MAX_RECORD`].
     pub max_record: u64,
 }
 
@@ -26,6 +27,8 @@ pub struct Limits {
 pub const SEGMENT_BYTES: u64 = 1024 * 1024;
 /// Default limit of a record: twice the largest message the big cloud brokers take (128 to 256 KiB).
 pub const MAX_RECORD: u64 = 512 * 1024;
+/// The smallest that [`Limits::of`] gives: a sixteenth of a megabyte.
+const SMALL_SEGMENT_BYTES: u64 = 64 * 1024;
 const MIN_SEGMENT_BYTES: u64 = 4096;
 
 impl Default for Limits {
@@ -45,9 +48,22 @@ impl Limits {
         Err(io::Error::new(ErrorKind::InvalidInput, message))
     }
 
+    /// Limits that hold about so many bytes: small ones get small segments, so that room comes back soon all the same.
+    pub fn of(max_bytes: u64) -> Limits {
+        let max_bytes = max_bytes.max(2 * MIN_SEGMENT_BYTES);
+        let segment = (max_bytes / 16).clamp(SMALL_SEGMENT_BYTES, SEGMENT_BYTES).min(max_bytes / 2);
+        Limits { max_bytes, segment_bytes: segment / MIN_SEGMENT_BYTES * MIN_SEGMENT_BYTES, max_record: MAX_RECORD }
+    }
+
     /// The largest content of a record.
-    pub(super) fn content_bytes(&self) -> u64 {
-        self.max_record.min(self.segment_bytes - frame_limit(&[]))
+    pub fn content_bytes(&self) -> u64 {
+        let segment = self.max_bytes / 2 / MIN_SEGMENT_BYTES * MIN_SEGMENT_BYTES;
+        self.max_record.min(segment.min(MAX_SEGMENT_BYTES) - frame_limit(&[]))
+    }
+
+    /// The size of a segment that begins with a frame of `bytes`.
+    pub(super) fn segment_for(&self, bytes: u64) -> u64 {
+        self.segment_bytes.max(bytes.next_multiple_of(MIN_SEGMENT_BYTES))
     }
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! outbox/lock               held by the one process that uses the directory
 //!        cursor             up to which seq everything may be forgotten        (see `cursor`)
-//!        segment-SALT  …    records, one behind the other, 1 MiB each          (see `segment`, `record`)
+//!        segment-SALT  …    records, one behind the other, mostly 1 MiB each   (see `segment`, `record`)
 //!        segment-SALT.damaged   set aside, at most four                        (see `recover`)
 //!
 //! append ──► pending, in memory ──► sync: one write, one fdatasync ──► live segments ──► read
@@ -13,7 +13,8 @@
 //!
 //! It decides where bytes go and when they count as kept, and nothing else: what to send, when to sync and what to
 //! give up is the caller's business. It holds the pending records (at most one segment), three stretches of 64 KiB
-//! for reading and a mark for every 64 KiB on disk, however many messages wait.
+//! for reading and a mark for every 64 KiB on disk, however many messages wait. Of a `Seq` it looks at the number only:
+//! each lane has an outbox of its own.
 //!
 //! Always true:
 //! - After `sync` says `Ok`, every record appended before is found again until it is released.
@@ -35,14 +36,17 @@ mod pending;
 mod record;
 mod recover;
 mod replace;
+mod room;
 mod segment;
 mod survey;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::path::{Path, PathBuf};
+
+use switchback_control::event::NUMBER_MAX;
 
 use cache::Cache;
 use cursor::Cursor;
@@ -149,7 +153,8 @@ impl<D: Disk> Outbox<D> {
     /// # Errors
     /// See [`AppendError`]; what was appended before stays as it was.
     pub fn append(&mut self, record: &Record) -> Result<(), AppendError> {
-        if record.seq.0 <= self.highest || record.seq.0 == u64::MAX {
+        let number = record.seq.number();
+        if number <= self.highest || number == NUMBER_MAX {
             return Err(AppendError::NotAscending { highest: Seq(self.highest) });
         }
         let content = record::encode_content(record);
@@ -159,8 +164,8 @@ impl<D: Disk> Outbox<D> {
             return Err(AppendError::TooLarge { bytes, limit });
         }
         self.make_room(frame)?;
-        self.highest = record.seq.0;
-        self.pending.push(record.seq.0, content);
+        self.highest = number;
+        self.pending.push(number, content);
         self.messages += 1;
         self.bytes += frame;
         Ok(())
@@ -183,21 +188,40 @@ impl<D: Disk> Outbox<D> {
     /// # Errors
     /// The disk could not read; trying again may help.
     pub fn read(&mut self, seq: Seq) -> io::Result<Option<Record>> {
-        if seq.0 <= self.released {
+        let number = seq.number();
+        if number <= self.released {
             return Ok(None);
         }
-        if let Some(content) = self.pending.get(seq.0) {
-            return Ok(record::decode_content(seq.0, content));
+        let record = match self.pending.get(number) {
+            Some(content) => record::decode_content(number, content),
+            None => match self.live.get(self.place(number)) {
+                Some(segment) => self.cache.read(&self.disk, &self.dir, segment, number)?,
+                None => None,
+            },
+        };
+        Ok(record.map(|record| Record { seq, ..record }))
+    }
+
+    /// The first record behind this number that is not released; its lane is not put back.
+    ///
+    /// # Errors
+    /// As [`Outbox::read`].
+    pub fn next(&mut self, after: u64) -> io::Result<Option<Record>> {
+        let after = after.max(self.released);
+        for place in self.place(after + 1)..self.live.len() {
+            let Some(segment) = self.live.get(place) else { break };
+            let found = self.cache.next(&self.disk, &self.dir, segment, after)?;
+            if found.is_some() {
+                return Ok(found);
+            }
         }
-        let place = self.live.partition_point(|segment| segment.last().is_some_and(|last| last < seq.0));
-        let Some(segment) = self.live.get(place) else { return Ok(None) };
-        self.cache.read(&self.disk, &self.dir, segment, seq.0)
+        Ok(self.pending.next(after).and_then(|(number, content)| record::decode_content(number, content)))
     }
 
     /// Allows everything up to and including `through` to be forgotten. It writes nothing: the next `sync` that has
     /// something to write, or `close`, makes it durable. What is released before it was written is never written.
     pub fn release(&mut self, through: Seq) {
-        let through = through.0;
+        let through = through.number();
         if through <= self.released {
             return;
         }
@@ -243,28 +267,13 @@ impl<D: Disk> Outbox<D> {
         Ok(flushed.and(stated.map_err(AppendError::Io))?)
     }
 
-    /// Makes the active segment one with room for a frame of `bytes` beside what is pending.
-    fn make_room(&mut self, bytes: u64) -> Result<(), AppendError> {
-        if self.has_room(bytes) {
-            return Ok(());
-        }
-        // Also where a failed sync left no active segment: then this finds another.
-        self.flush()?;
-        if self.has_room(bytes) { Ok(()) } else { self.begin_segment() }
-    }
-
-    fn has_room(&self, bytes: u64) -> bool {
-        let last = self.live.back().filter(|_| self.active.is_some());
-        last.is_some_and(|last| last.end + self.pending.bytes() + bytes <= last.size)
-    }
-
     /// Writes and syncs what is pending.
     fn flush(&mut self) -> Result<(), AppendError> {
         if self.pending.is_empty() {
             return Ok(());
         }
         if self.active.is_none() {
-            self.begin_segment()?;
+            self.begin_segment(self.pending.bytes())?;
         }
         let (Some(file), Some(segment)) = (&self.active, self.live.back_mut()) else {
             return Err(AppendError::Io(io::Error::other("no segment to write to")));
@@ -301,73 +310,15 @@ impl<D: Disk> Outbox<D> {
         }
     }
 
-    /// Takes the next segment: a free one, else a new one. Without either, the active one stays.
-    fn begin_segment(&mut self) -> Result<(), AppendError> {
-        if self.live.back().is_some_and(|last| last.last().is_none_or(|last| last <= self.released)) {
-            self.active = None;
-            let last = self.live.pop_back();
-            last.into_iter().for_each(|last| self.shelve(last));
-        }
-        self.remove_dead();
-        let (segment, file) = match self.free.pop() {
-            Some(segment) => self.reuse(segment)?,
-            None => {
-                let segments = self.live.iter().chain(&self.dead);
-                let used = segments.map(|segment| segment.size).sum::<u64>() + self.unread_bytes;
-                if used + self.limits.segment_bytes > self.limits.max_bytes {
-                    return Err(AppendError::Full);
-                }
-                segment::create(&self.disk, &self.dir, self.limits.segment_bytes)?
-            }
-        };
-        self.live.push_back(segment);
-        self.active = Some(file);
-        Ok(())
-    }
-
-    fn reuse(&mut self, segment: Segment) -> io::Result<(Segment, D::File)> {
-        if let Err(error) = self.state_release_of(segment.outlived) {
-            self.free.push(segment);
-            return Err(error);
-        }
-        match self.disk.open(&segment.path(&self.dir)) {
-            Ok(file) => {
-                self.cache.forget(segment.salt);
-                Ok((Segment::new(segment.salt, segment.size), file))
-            }
-            Err(error) => {
-                self.dead.push(segment);
-                Err(error)
-            }
-        }
-    }
-
-    /// Before what is at `seq` can vanish, the cursor file must say that it may: else it would be missed.
-    fn state_release_of(&mut self, seq: u64) -> io::Result<()> {
-        if seq > self.cursor.released { self.save_cursor() } else { Ok(()) }
+    /// The first segment that may hold this number.
+    fn place(&self, number: u64) -> usize {
+        self.live.partition_point(|segment| segment.last().is_some_and(|last| last < number))
     }
 
     fn save_cursor(&mut self) -> io::Result<()> {
         self.cursor.save(&self.disk, self.released, self.durable)?;
         self.unstated = false;
         Ok(())
-    }
-
-    /// Everything in `segment` is released.
-    fn shelve(&mut self, segment: Segment) {
-        let reusable = !segment.bad && segment.size == self.limits.segment_bytes;
-        if reusable { &mut self.free } else { &mut self.dead }.push(segment);
-    }
-
-    /// What cannot be removed now is tried again with the next segment.
-    fn remove_dead(&mut self) {
-        for segment in std::mem::take(&mut self.dead) {
-            let removed = self.state_release_of(segment.outlived);
-            match removed.and_then(|()| self.disk.remove(&segment.path(&self.dir))) {
-                Err(error) if error.kind() != ErrorKind::NotFound => self.dead.push(segment),
-                Ok(()) | Err(_) => {}
-            }
-        }
     }
 
     /// Only the oldest segment can be released in part.

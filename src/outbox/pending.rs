@@ -36,6 +36,12 @@ impl Pending {
         self.records.get(number).map(|(_, content)| content.as_slice())
     }
 
+    /// The first behind this seq.
+    pub fn next(&self, after: u64) -> Option<(u64, &[u8])> {
+        let number = self.records.partition_point(|(seq, _)| *seq <= after);
+        self.records.get(number).map(|(seq, content)| (*seq, content.as_slice()))
+    }
+
     /// Forgets all up to `through`; how many, and the most they would have taken, come back.
     pub fn release(&mut self, through: u64) -> (u64, u64) {
         let (mut records, mut bytes) = (0, 0);

@@ -12,6 +12,7 @@ mod ordinary;
 mod simulated;
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 

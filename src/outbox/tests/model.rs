@@ -7,6 +7,13 @@ use proptest::prelude::*;
 use super::simulated::EIO;
 use super::*;
 
+/// Records may be larger than a segment here.
+const LIMITS: Limits = Limits { max_record: 7000, ..SMALL };
+
+fn reopen(disk: &Simulated) -> (Outbox<Simulated>, Recovered) {
+    Outbox::open_on(disk.clone(), Path::new(DIR), LIMITS).expect("open")
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Append { gap: u64, size: usize },
@@ -21,7 +28,8 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        12 => (prop_oneof![5 => Just(1), 1 => 2..1000u64], 0..600usize).prop_map(|(gap, size)| Step::Append { gap, size }),
+        12 => (prop_oneof![5 => Just(1), 1 => 2..1000u64], prop_oneof![15 => 0..600usize, 1 => 3900..6800usize])
+            .prop_map(|(gap, size)| Step::Append { gap, size }),
         4 => Just(Step::Sync),
         2 => any::<u8>().prop_map(|part| Step::Release { part }),
         3 => any::<u8>().prop_map(|part| Step::Read { part }),
@@ -100,6 +108,9 @@ fn run(salts: u64, steps: Vec<Step>) {
                 let wanted = model.records.get(&seq).filter(|_| seq > model.released);
                 let read = outbox.read(Seq(seq));
                 assert!(read.is_err() || read.is_ok_and(|read| read.as_ref() == wanted));
+                let next = model.records.range(seq.max(model.released) + 1..).next().map(|(_, record)| record);
+                let read = outbox.next(seq);
+                assert!(read.is_err() || read.is_ok_and(|read| read.as_ref() == next));
             }
             Step::Fail { calls } => disk.fail(disk.calls() + calls..disk.calls() + calls + 1, EIO),
             Step::Close | Step::Kill | Step::Cut { .. } => {

@@ -99,6 +99,50 @@ fn what_cannot_be_taken_is_refused_with_the_reason() {
 }
 
 #[test]
+fn a_record_larger_than_a_segment_gets_one_that_fits_and_gives_the_room_back() {
+    let disk = Simulated::default();
+    let limits = Limits { max_record: 8000, ..SMALL };
+    let open = |disk: &Simulated| Outbox::open_on(disk.clone(), Path::new(DIR), limits).unwrap();
+    let (mut outbox, _) = open(&disk);
+    let room = |disk: &Simulated| disk.list(Path::new(DIR)).unwrap().iter().map(|(_, size)| size).sum::<u64>();
+    for turn in 0..20 {
+        let seq = turn * 10;
+        (1..5).for_each(|more| outbox.append(&sized(seq + more, 700)).unwrap());
+        outbox.append(&sized(seq + 5, 7500)).unwrap();
+        outbox.sync().unwrap();
+        assert_eq!(outbox.read(Seq(seq + 5)).unwrap(), Some(sized(seq + 5, 7500)));
+        assert!(room(&disk) <= SMALL.max_bytes + 16384, "{}", room(&disk));
+        if turn % 3 == 0 {
+            drop(outbox);
+            let found;
+            (outbox, found) = open(&disk);
+            assert_eq!(contents(&mut outbox, &found), (seq + 1..=seq + 5).collect());
+        }
+        outbox.release(Seq(seq + 5));
+    }
+}
+
+#[test]
+fn a_lane_s_numbers_are_kept_and_its_lane_comes_back_with_the_question() {
+    use switchback_control::Lane;
+    let disk = Simulated::default();
+    let (mut outbox, _) = reopen(&disk);
+    let seq = |number| Seq::new(Lane(3), number);
+    for number in 1..=3 {
+        outbox.append(&Record { seq: seq(number), ..record(number) }).unwrap();
+    }
+    outbox.sync().unwrap();
+    outbox.release(seq(1));
+    drop(outbox);
+    let (mut outbox, found) = reopen(&disk);
+    assert_eq!((found.ranges, found.highest_seq), (vec![1..=3], Some(3)));
+    assert_eq!(outbox.read(seq(2)).unwrap().unwrap().seq, seq(2));
+    outbox.release(seq(2));
+    assert_eq!(outbox.next(0).unwrap().unwrap().seq, Seq(3));
+    assert_eq!(outbox.oldest_segment_end(), Some(3));
+}
+
+#[test]
 fn nothing_is_written_while_nothing_waits() {
     let disk = Simulated::default();
     let (mut outbox, _) = reopen(&disk);
