@@ -126,6 +126,7 @@ fn kind(entry: &Entry) -> u8 {
         Entry::Done { .. } => 7,
         Entry::Retained { .. } => 8,
         Entry::Cleared { .. } => 9,
+        Entry::Received { .. } => 10,
     }
 }
 
