@@ -4,15 +4,19 @@
 //! when it does not. A body is here from its offer until it is released, refused, or safe in the store. Nothing
 //! here decides when a message is sent, stored or forgotten.
 
+mod aside;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use switchback_control::{Event, Lane, Parcel, Seq, Ticket};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::outbox::{MAX_RECORD, Record};
+
+pub use aside::SetAside;
 
 /// A message as an application offers it, topic already mapped to the cloud's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -107,11 +111,17 @@ pub enum StoreJob {
     Fetch(Seq, oneshot::Sender<Option<Body>>),
     /// Everything of its lane up to here may be forgotten.
     Release(Seq),
-    /// Keep this message and why the server will never take it, beside the outbox.
-    SetAside(Seq, String),
+    /// These will never be sent: what of them is not written yet need not be.
+    Discard(Seq, Seq),
+    /// Keep this message and why the server will never take it, beside the outbox. Without a body, that of the store.
+    SetAside(Seq, Option<Body>, String),
+    /// Tell all that were set aside.
+    SetAsides(oneshot::Sender<Vec<SetAside>>),
+    /// Forget them; told whether that is durable.
+    ClearSetAsides(oneshot::Sender<bool>),
     /// Make it durable that this message has this identifier, or that the server has received it; told whether it is.
     Pledge(Pledge, oneshot::Sender<bool>),
-    /// The exchange under this identifier is over.
+    /// The exchange under this identifier is over. It may then be pledged for another message; that alone says as much.
     Redeem(u16),
     /// The server has forgotten its session: no exchange is open.
     RedeemAll,
@@ -153,6 +163,8 @@ struct Inner {
     store: std::sync::mpsc::Sender<StoreJob>,
     /// `boot.start`, the front of every identity (R-SF-7).
     identity: String,
+    /// The largest record of each lane.
+    record_limits: OnceLock<Vec<u64>>,
     refused: AtomicU64,
 }
 
@@ -164,8 +176,13 @@ impl Corridor {
     /// A corridor that reports offers to `events`, keeps what must be kept through `store`, and names messages
     /// `identity.number`.
     pub fn new(events: mpsc::Sender<Event>, store: std::sync::mpsc::Sender<StoreJob>, identity: String) -> Corridor {
-        let bodies = Mutex::new(Bodies::default());
-        Corridor(Arc::new(Inner { bodies, events, store, identity, refused: AtomicU64::new(0) }))
+        let (bodies, record_limits, refused) = (Mutex::default(), OnceLock::new(), AtomicU64::new(0));
+        Corridor(Arc::new(Inner { bodies, events, store, identity, record_limits, refused }))
+    }
+
+    /// Takes no message from now on that is larger than its lane's log takes: it would never be durable.
+    pub fn limit_records(&self, by_lane: Vec<u64>) {
+        let _ = self.0.record_limits.set(by_lane);
     }
 
     /// An application offers a message.
@@ -175,7 +192,9 @@ impl Corridor {
         let (deliver, delivered) = oneshot::channel();
         let offer = Offer { accepted, sent, delivered };
         let size = draft.topic.len() + draft.payload.len() + draft.properties.len() + RECORD_OVERHEAD;
-        if size as u64 > MAX_RECORD {
+        let limits = self.0.record_limits.get();
+        let limit = limits.and_then(|limits| limits.get(usize::from(draft.lane.0))).copied().unwrap_or(MAX_RECORD);
+        if size as u64 > limit {
             let _ = accept.send(Err(Refusal::TooLarge));
             return offer;
         }
@@ -264,6 +283,7 @@ impl Corridor {
         cut(&mut bodies.held, from, through);
         cut(&mut bodies.sent, from, through);
         cut(&mut bodies.delivered, from, through);
+        let _ = self.0.store.send(StoreJob::Discard(from, through));
     }
 
     /// `Action::Release`: everything of this lane up to here may be forgotten.
@@ -283,19 +303,6 @@ impl Corridor {
         if let Some(told) = self.lock().sent.remove(&seq) {
             let _ = told.send(());
         }
-    }
-
-    /// The server will never take this message, and says why; the heart is told by an event.
-    pub fn rejected(&self, seq: Seq, why: String) {
-        self.lock().rejected.insert(seq, why);
-    }
-
-    /// `Action::SetAside`: the server will never take it; whoever waits for its delivery waits in vain.
-    pub fn set_aside(&self, seq: Seq) {
-        let mut bodies = self.lock();
-        bodies.delivered.remove(&seq);
-        let why = bodies.rejected.remove(&seq).unwrap_or_default();
-        let _ = self.0.store.send(StoreJob::SetAside(seq, why));
     }
 
     /// Makes one step of QoS 2 durable; false when the disk cannot, and then only memory knows.

@@ -21,7 +21,6 @@ use switchback::io::cloud::{Cloud, Greeting};
 use switchback::io::storage::{self, SavedFile};
 use switchback::io::{EVENTS_MAX, clock, control_socket, dbus, network_manager, rtnetlink, status_page, systemd};
 use switchback::journal::Journal;
-use switchback::outbox::{Damage, Why};
 use switchback::picture::Picture;
 use switchback::uplinks::Uplinks;
 use tokio::sync::{broadcast, mpsc};
@@ -92,16 +91,20 @@ fn run(places: &Places) -> ExitCode {
 }
 
 /// Builds the house and turns the wheel until it is asked to stop.
-async fn serve(config: Config, places: &Places) -> io::Result<()> {
-    let config = Arc::new(config);
-    make_directory(&places.state, "--state-dir")?;
+async fn serve(mut config: Config, places: &Places) -> io::Result<()> {
+    if let Err(error) = make_directory(&places.state, "--state-dir") {
+        // A disk that is read-only or full may get better, and meanwhile the cloud can be reached (R-SF-11).
+        match error.kind() {
+            ErrorKind::PermissionDenied | ErrorKind::NotADirectory | ErrorKind::AlreadyExists => return Err(error),
+            _ => log::error!("{error}"),
+        }
+    }
     make_directory(&places.runtime, "--runtime-dir")?;
     let boot_id = clock::boot_id();
-    let (store, recovered, jobs) =
-        storage::open(&places.state, &config.outbox).map_err(|e| explain_store(&places.state, e))?;
-    recovered.damaged.iter().for_each(tell_damage);
+    let opened = storage::open(&places.state, &mut config).map_err(|e| explain_store(&places.state, e))?;
+    let config = Arc::new(config);
     let saved = Arc::new(SavedFile::new(&places.state, &boot_id));
-    let start = saved.next_start().map_err(|e| explain_store(&places.state, e))?;
+    let start = saved.next_start();
     let black_box = BlackBox::open(&places.state);
     black_box.note(Kind::Note, &format!("started: switchback {}, start {start}", env!("CARGO_PKG_VERSION")));
 
@@ -110,9 +113,10 @@ async fn serve(config: Config, places: &Places) -> io::Result<()> {
     let (downlinks, downlinks_inbox) = mpsc::channel(DOWNLINK_MAX);
     let notices = broadcast::Sender::new(NOTICES_MAX);
     let short_boot = boot_id.get(..8).unwrap_or(&boot_id);
-    let corridor = Corridor::new(events.clone(), jobs, format!("{short_boot}.{start}"));
-    let figures = store.figures();
-    let store = store.start(corridor.clone(), events.clone())?;
+    let corridor = Corridor::new(events.clone(), opened.jobs, format!("{short_boot}.{start}"));
+    corridor.limit_records(opened.record_limits);
+    let figures = opened.storage.figures();
+    let store = opened.storage.start(corridor.clone(), events.clone())?;
 
     let uplinks = Uplinks::new();
     let applications =
@@ -139,8 +143,8 @@ async fn serve(config: Config, places: &Places) -> io::Result<()> {
     ];
     let page = config.status_listen.map(|at| tokio::spawn(status_page::serve(at, picture.subscribe(), calls)));
 
-    let unreleased = storage::unreleased(&recovered);
-    let control = Control::restore(config.settings.clone(), saved.load(), &[unreleased], 0, seed(), clock::now());
+    let settings = config.settings.clone();
+    let control = Control::restore(settings, saved.load(), &opened.unreleased, 0, seed(), clock::now());
     let daemon = Daemon {
         control,
         hands,
@@ -174,22 +178,6 @@ async fn finish(store: std::thread::JoinHandle<()>) {
     }
 }
 
-/// What the outbox found, in a sentence. The trace of a power cut is no loss.
-fn tell_damage(damage: &Damage) {
-    let (file, after, before) = (damage.file.display(), damage.after, damage.before);
-    match &damage.why {
-        Why::Unfinished => {
-            log::info!("outbox: {file}: the last write was cut short; nothing that was promised is missing")
-        }
-        Why::Lost => log::error!("outbox: {file}: the disk lost messages between number {after} and {before}"),
-        Why::SetAside => log::error!("outbox: {file} holds nothing readable and was set aside"),
-        Why::Unreadable(why) => {
-            log::error!("outbox: {file} cannot be read now ({why}); it is tried again at the next start")
-        }
-        Why::CursorLost => log::warn!("outbox: {file} was damaged; some messages may be sent again"),
-    }
-}
-
 fn make_directory(path: &Path, option: &str) -> io::Result<()> {
     std::fs::create_dir_all(path).map_err(|error| {
         let hint = match error.kind() {
@@ -207,8 +195,7 @@ fn explain_store(state: &Path, error: io::Error) -> io::Error {
         ErrorKind::PermissionDenied => {
             format!("cannot write to {place}: run as root or as the user switchback, or choose another --state-dir")
         }
-        ErrorKind::ReadOnlyFilesystem => format!("{place} is read-only: remount it, or choose another --state-dir"),
-        ErrorKind::StorageFull => format!("no room in {place}: free some space, or choose another --state-dir"),
+        ErrorKind::NotADirectory => format!("{place} is no directory: choose another --state-dir"),
         _ => format!("{place}: {error}"),
     };
     io::Error::new(error.kind(), sentence)

@@ -1,34 +1,44 @@
 //! The store on its own thread: the outbox's disk, and the small files beside it.
 //!
-//! A slow card stops nothing but this thread. Jobs are taken in order, as many as wait at once, and share one sync.
-//! What could not be written stays here, in memory and in order, and is tried again every second and after every
-//! release, until it is written or released; the loop is told of the first failure and of the recovery. Nothing is
-//! ever reported as stored before `fdatasync(2)` has returned.
+//! ```text
+//! STATE/outbox, outbox-CLASS, …   one log for each lane                     (see `lane`, and `crate::outbox`)
+//!       pledges                   messages of QoS 2 on their way            (see `pledges`)
+//!       rejected.jsonl            what the server will never take           (see `aside`)
+//!       saved, starts             small values that are replaced whole      (see `saved`)
+//! ```
+//!
+//! A slow card stops nothing but this thread, and a disk that fails, is full or read-only ends nothing, not even at the
+//! start (R-SF-11): the loop is told, messages stay in memory, and it is tried again until it works.
 
-use std::collections::VecDeque;
+mod age;
+mod aside;
+mod lane;
+mod lanes;
+mod pledges;
+mod saved;
+#[cfg(test)]
+mod tests;
+mod worker;
+
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use switchback_control::{Event, Name, Saved, Selector, Seq, Unreleased};
+use switchback_control::{Lane as Number, Seq, Unreleased};
 
 use super::Events;
-use crate::config::OutboxConfig;
-use crate::corridor::{Body, Corridor, StoreJob};
-use crate::outbox::{AppendError, Limits, Outbox, Recovered, replace_file};
+use crate::config::{Config, LaneConfig};
+use crate::corridor::{Corridor, Pledge, StoreJob};
+use crate::outbox::{Damage, Disk, Limits, Local, Why};
+use lane::Lane;
+use pledges::{Pledges, lane_key};
+use worker::{Place, Worker};
 
-/// How often a failing store is tried again.
-const RETRY: Duration = Duration::from_secs(1);
-/// What was released must not come back for long after a crash: the cursor is written this soon, and sooner when
-/// nothing is left. While the cloud answers nothing is stored, so this costs nothing.
-const FORGET_WITHIN: Duration = Duration::from_secs(1);
-const FORGET_ALL_WITHIN: Duration = Duration::from_millis(50);
-/// Jobs that share one sync, at most, so that the first of them does not wait for ever.
-const TOGETHER_MAX: usize = 1024;
+pub use saved::SavedFile;
 
 /// What displays show of the store.
 #[derive(Debug, Default)]
@@ -37,40 +47,70 @@ pub struct StoreFigures {
     pub bytes: AtomicU64,
     /// When the oldest unreleased stored message was accepted, milliseconds since the epoch; zero for none.
     pub oldest_accepted: AtomicU64,
+    /// The same for each lane; zero where it lives in memory.
+    pub lanes: Vec<LaneFigures>,
 }
 
-/// The store before its thread is started: what was found, and the ends of its channel.
+/// What displays show of one lane.
+#[derive(Debug, Default)]
+pub struct LaneFigures {
+    pub bytes: AtomicU64,
+    pub oldest_accepted: AtomicU64,
+}
+
+/// What opening found.
+pub struct Opened {
+    pub storage: Storage,
+    /// Where the store is asked for things.
+    pub jobs: Sender<StoreJob>,
+    /// What the heart is told of each lane.
+    pub unreleased: Vec<Unreleased>,
+    /// Messages of QoS 2 that were on their way, for the cloud session; each is in its log.
+    pub pledges: Vec<Pledge>,
+    /// The largest record that each lane takes, for the corridor.
+    pub record_limits: Vec<u64>,
+}
+
+/// The store before its thread is started.
 pub struct Storage {
-    outbox: Outbox,
+    worker: Worker<Local>,
     jobs: Receiver<StoreJob>,
-    commit_interval: Option<Duration>,
-    figures: Arc<StoreFigures>,
 }
 
-/// Opens the outbox below `state_dir`; returns it with what it found, and the sender of jobs.
+/// Opens every lane below `state_dir`, and what an earlier configuration left there: such lanes are added to `config`.
 ///
 /// # Errors
-/// As `Outbox::open`.
-pub fn open(state_dir: &Path, config: &OutboxConfig) -> io::Result<(Storage, Recovered, mpsc::Sender<StoreJob>)> {
-    let limits = Limits { max_bytes: config.max_size, ..Limits::default() };
-    let (outbox, recovered) = Outbox::open(&state_dir.join("outbox"), limits)?;
-    let (sender, jobs) = mpsc::channel();
-    let figures = Arc::new(StoreFigures::default());
-    figures.bytes.store(outbox.bytes(), Ordering::Relaxed);
-    figures.oldest_accepted.store(recovered.oldest_accepted.unwrap_or(0), Ordering::Relaxed);
-    let storage = Storage { outbox, jobs, commit_interval: config.commit_interval, figures };
-    Ok((storage, recovered, sender))
-}
-
-/// What the heart is told of the recovery.
-pub fn unreleased(recovered: &Recovered) -> Unreleased {
-    Unreleased { runs: recovered.ranges.clone(), highest: recovered.highest_seq.unwrap_or(0) }
+/// Only what waiting does not mend: another process uses it (`ResourceBusy`), we may not write there
+/// (`PermissionDenied`), it is no directory, or the files are of a newer version (`Unsupported`).
+pub fn open(state_dir: &Path, config: &mut Config) -> io::Result<Opened> {
+    let configured = config.lanes.len();
+    match lanes::adopt(state_dir, config) {
+        Err(error) if lane::is_final(&error) => return Err(error),
+        Err(error) => log::error!("{}: {error}", state_dir.display()),
+        Ok(()) => {}
+    }
+    loop {
+        let (worker, unreleased, pledges) = open_on(Local, state_dir, &config.lanes, config.outbox.commit_interval)?;
+        // What an earlier configuration left and holds nothing any more is cleared away, and the rest opened again: a lane's
+        // number is its place.
+        let empty = (configured..config.lanes.len()).find(|index| worker.is_empty_lane(*index));
+        if let Some(index) = empty {
+            worker.close();
+            let left = config.lanes.remove(index);
+            config.settings.lanes.remove(index);
+            remove(&state_dir.join(left.directory));
+            continue;
+        }
+        let (sender, jobs) = mpsc::channel();
+        let record_limits = worker.record_limits();
+        return Ok(Opened { storage: Storage { worker, jobs }, jobs: sender, unreleased, pledges, record_limits });
+    }
 }
 
 impl Storage {
     /// The figures for displays, kept up to date by the thread.
     pub fn figures(&self) -> Arc<StoreFigures> {
-        self.figures.clone()
+        self.worker.figures()
     }
 
     /// Starts the thread. It ends, with everything synced, after `StoreJob::Finish`.
@@ -78,340 +118,88 @@ impl Storage {
     /// # Errors
     /// When the system gives no thread.
     pub fn start(self, corridor: Corridor, events: Events) -> io::Result<JoinHandle<()>> {
-        let worker = Worker {
-            outbox: self.outbox,
-            waiting: VecDeque::new(),
-            highest_asked: Seq(0),
-            unsynced: None,
-            released: None,
-            failing: None,
-            finishing: false,
-            corridor,
-            events,
-            figures: self.figures,
-        };
-        let (jobs, interval) = (self.jobs, self.commit_interval);
-        std::thread::Builder::new().name("store".into()).spawn(move || worker.run(&jobs, interval))
+        let Storage { worker, jobs } = self;
+        std::thread::Builder::new().name("store".into()).spawn(move || worker.run(&jobs, &corridor, &events))
     }
 }
 
-struct Worker {
-    outbox: Outbox,
-    /// Asked for, and not yet in the outbox.
-    waiting: VecDeque<Body>,
-    highest_asked: Seq,
-    /// In the outbox, not yet durable: the highest, and since when.
-    unsynced: Option<(Seq, Instant)>,
-    /// Stored messages were released since then, and the disk does not know.
-    released: Option<Instant>,
-    /// The store fails; whether because it is full.
-    failing: Option<bool>,
-    finishing: bool,
-    corridor: Corridor,
-    events: Events,
-    figures: Arc<StoreFigures>,
+/// What was found in a lane, and what was in the way.
+#[derive(Default)]
+struct Found {
+    unreleased: Unreleased,
+    trouble: Option<io::Error>,
 }
 
-impl Worker {
-    fn run(mut self, jobs: &Receiver<StoreJob>, interval: Option<Duration>) {
-        while !self.finishing {
-            self.gather(jobs, interval);
-            self.append();
-            if self.sync_due(interval) {
-                self.sync();
-            }
-            self.figures.bytes.store(self.outbox.bytes(), Ordering::Relaxed);
+fn open_on<D: Disk + Clone>(
+    disk: D,
+    state_dir: &Path,
+    configured: &[LaneConfig],
+    interval: Option<Duration>,
+) -> io::Result<(Worker<D>, Vec<Unreleased>, Vec<Pledge>)> {
+    let mut places = Vec::with_capacity(configured.len());
+    let (mut unreleased, mut trouble) = (Vec::new(), None);
+    for (index, config) in configured.iter().enumerate() {
+        let number = Number(u8::try_from(index).unwrap_or(u8::MAX));
+        let mut found = Found::default();
+        let mut opened = None;
+        if !config.directory.is_empty() {
+            let dir = state_dir.join(&config.directory);
+            // The first is always there: its lock keeps a second daemon out.
+            let (lane, what) = Lane::open(disk.clone(), number, dir, Limits::of(config.max_size), index == 0)?;
+            (opened, found) = (Some(lane), what);
         }
-        self.append();
-        self.sync();
-        if let Err(error) = self.outbox.close() {
-            log::error!("outbox: the last messages could not be written: {error}");
+        trouble = trouble.or(found.trouble);
+        unreleased.push(found.unreleased);
+        places.push(Place { lane: opened, key: lane_key(&config.directory), class: config.class.clone() });
+    }
+    let mut pledges = Pledges::open(disk.clone(), state_dir);
+    let kept = pledges.settle(|key, number| {
+        let lane = places.iter_mut().find(|place| place.key == key)?.lane.as_mut()?;
+        if lane.is_unread() { None } else { Some(lane.holds(number)) }
+    });
+    for (place, found) in places.iter_mut().zip(&mut unreleased) {
+        let over = pledges.over(place.key);
+        if let Some(lane) = place.lane.as_mut().filter(|lane| !lane.is_unread()) {
+            lane.take_out(found, &over);
         }
     }
+    let place_of = |key| places.iter().position(|place| place.key == key).and_then(|index| u8::try_from(index).ok());
+    let pledged = kept.into_iter().filter_map(|kept| {
+        let seq = Seq::new(Number(place_of(kept.lane)?), kept.number);
+        Some(Pledge { seq, id: kept.id, received: kept.received })
+    });
+    let pledged = pledged.collect();
+    Ok((Worker::new(disk, state_dir, places, pledges, interval, trouble), unreleased, pledged))
+}
 
-    /// Waits for a job, or until something is due, and takes all that wait with it.
-    fn gather(&mut self, jobs: &Receiver<StoreJob>, interval: Option<Duration>) {
-        let first = match self.patience(interval) {
-            None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(patience) => jobs.recv_timeout(patience),
-        };
-        match first {
-            Ok(job) => self.take(job),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => self.finishing = true,
-        }
-        for job in jobs.try_iter().take(TOGETHER_MAX) {
-            self.take(job);
-        }
-    }
-
-    fn patience(&self, interval: Option<Duration>) -> Option<Duration> {
-        if self.failing.is_some() {
-            return Some(RETRY);
-        }
-        let commit = self.unsynced.map(|(_, since)| interval.unwrap_or_default().saturating_sub(since.elapsed()));
-        let forget = self.released.map(|since| self.forget_within().saturating_sub(since.elapsed()));
-        commit.into_iter().chain(forget).min()
-    }
-
-    fn forget_within(&self) -> Duration {
-        if self.outbox.messages() == 0 { FORGET_ALL_WITHIN } else { FORGET_WITHIN }
-    }
-
-    fn take(&mut self, job: StoreJob) {
-        match job {
-            StoreJob::Append(body) => {
-                let seq = body.seq;
-                // Asked for again after a failure: it is still here.
-                if seq > self.highest_asked {
-                    self.highest_asked = seq;
-                    self.waiting.push_back(body);
-                }
-            }
-            StoreJob::Fetch(seq, answer) => {
-                let _ = answer.send(self.fetch(seq));
-            }
-            StoreJob::SetAside(..) | StoreJob::Redeem(_) | StoreJob::RedeemAll => {}
-            StoreJob::Pledge(_, answer) => drop(answer.send(false)),
-            StoreJob::Finish => self.finishing = true,
-            StoreJob::Release(through) => {
-                self.waiting.retain(|body| body.seq > through);
-                let before = self.outbox.messages();
-                self.outbox.release(through);
-                if self.outbox.messages() < before {
-                    self.released.get_or_insert_with(Instant::now);
-                }
-                if self.outbox.messages() == 0 {
-                    self.figures.oldest_accepted.store(0, Ordering::Relaxed);
-                }
-            }
-        }
-    }
-
-    fn fetch(&mut self, seq: Seq) -> Option<Body> {
-        if let Some(body) = self.waiting.iter().find(|body| body.seq == seq) {
-            return Some(body.clone());
-        }
-        match self.outbox.read(seq) {
-            Ok(record) => {
-                let body = record.map(Arc::new)?;
-                self.figures.oldest_accepted.store(body.accepted, Ordering::Relaxed);
-                Some(body)
-            }
-            Err(error) => {
-                log::error!("outbox: message {} cannot be read: {error}", seq.0);
-                None
-            }
-        }
-    }
-
-    fn append(&mut self) {
-        while let Some(body) = self.waiting.front() {
-            let seq = body.seq;
-            match self.outbox.append(body) {
-                Ok(()) => {
-                    let since = self.unsynced.map_or_else(Instant::now, |(_, since)| since);
-                    self.unsynced = Some((seq, since));
-                    if self.figures.oldest_accepted.load(Ordering::Relaxed) == 0 {
-                        self.figures.oldest_accepted.store(body.accepted, Ordering::Relaxed);
-                    }
-                }
-                Err(AppendError::Full) => return self.fail(true, &AppendError::Full),
-                Err(AppendError::Io(error)) => {
-                    let full = error.kind() == io::ErrorKind::StorageFull;
-                    return self.fail(full, &error);
-                }
-                // Neither can happen: the corridor checks sizes, and numbers ascend. The message stays in memory
-                // and the cloud may still take it.
-                Err(error @ (AppendError::TooLarge { .. } | AppendError::NotAscending { .. })) => {
-                    log::error!("outbox: message {} is not stored: {error}", seq.0);
-                }
-            }
-            self.waiting.pop_front();
-        }
-    }
-
-    fn sync_due(&self, interval: Option<Duration>) -> bool {
-        let forget = self.released.is_some_and(|since| since.elapsed() >= self.forget_within());
-        match (self.unsynced, interval) {
-            _ if forget => true,
-            (None, _) => self.failing.is_some(),
-            (Some((_, since)), Some(interval)) => since.elapsed() >= interval,
-            (Some(_), None) => true,
-        }
-    }
-
-    fn sync(&mut self) {
-        if let Err(error) = self.outbox.sync() {
-            return self.fail(error.kind() == io::ErrorKind::StorageFull, &error);
-        }
-        self.released = None;
-        if let Some((through, _)) = self.unsynced.take() {
-            self.corridor.stored(through);
-            self.tell(Event::Stored { through });
-        }
-        if self.waiting.is_empty() && self.failing.take().is_some() {
-            log::info!("outbox: writes again");
-            self.tell(Event::StorageHealed);
-        }
-    }
-
-    fn fail(&mut self, full: bool, error: &dyn std::fmt::Display) {
-        if self.failing != Some(full) {
-            self.failing = Some(full);
-            log::error!("outbox: {error}; messages are acknowledged only when the cloud has them");
-            self.tell(Event::StorageFailed { full });
-        }
-    }
-
-    fn tell(&self, event: Event) {
-        // The loop is gone: the daemon is ending, and nobody needs to know.
-        let _ = self.events.blocking_send(event);
+/// Removes the directory of a lane that nobody uses any more; what was set aside in it is kept for the curious.
+fn remove(dir: &Path) {
+    let curious = |entry: io::Result<std::fs::DirEntry>| {
+        entry.is_ok_and(|entry| entry.file_name().to_string_lossy().ends_with(".damaged"))
+    };
+    let keep = std::fs::read_dir(dir).is_ok_and(|mut entries| entries.any(curious));
+    if !keep && let Err(error) = std::fs::remove_dir_all(dir) {
+        log::warn!("{} is empty and cannot be removed: {error}", dir.display());
     }
 }
 
-/// The saved value and its companions, small files that are replaced whole.
-pub struct SavedFile {
-    path: PathBuf,
-    boot_id: String,
-}
-
-/// First line of the file; another version is set aside and reported.
-const SAVED_HEADER: &str = "switchback saved 1";
-
-impl SavedFile {
-    /// The file `saved` in `state_dir`. `boot_id` bounds what holds only until a reboot (R-CL-6).
-    pub fn new(state_dir: &Path, boot_id: &str) -> SavedFile {
-        SavedFile { path: state_dir.join("saved"), boot_id: boot_id.to_owned() }
-    }
-
-    /// What was saved last. A file that is not there is the default; one that makes no sense is set aside, reported,
-    /// and the default is taken.
-    pub fn load(&self) -> Saved {
-        let text = match std::fs::read_to_string(&self.path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Saved::default(),
-            Err(error) => return self.set_aside(&error.to_string()),
-        };
-        match parse_saved(&text, &self.boot_id) {
-            Some(saved) => saved,
-            None => self.set_aside("it is damaged or of a newer version"),
+/// What the outbox found, in a sentence. The trace of a power cut is no loss.
+fn tell_damage(damage: &Damage) {
+    let (file, after, before) = (damage.file.display(), damage.after, damage.before);
+    match &damage.why {
+        Why::Unfinished => {
+            log::info!("outbox: {file}: the last write was cut short; nothing that was promised is missing");
         }
-    }
-
-    fn set_aside(&self, why: &str) -> Saved {
-        let aside = self.path.with_extension("damaged");
-        let _ = std::fs::rename(&self.path, &aside);
-        log::warn!(
-            "{} is not used: {why}; kept as {}, starting with the defaults",
-            self.path.display(),
-            aside.display()
-        );
-        Saved::default()
-    }
-
-    /// Replaces the file; when this returns, the value survives a power cut.
-    ///
-    /// # Errors
-    /// As the file system says; the old file is then still there.
-    pub fn save(&self, saved: &Saved) -> io::Result<()> {
-        replace_file(&self.path, print_saved(saved, &self.boot_id).as_bytes())
-    }
-
-    /// The number of this start, made durable before it is returned (R-SF-7).
-    ///
-    /// # Errors
-    /// When it could not be made durable: identities would repeat.
-    pub fn next_start(&self) -> io::Result<u64> {
-        let path = self.path.with_file_name("starts");
-        let last = std::fs::read_to_string(&path).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0u64);
-        let next = last.saturating_add(1);
-        replace_file(&path, format!("{next}\n").as_bytes())?;
-        Ok(next)
-    }
-}
-
-fn print_saved(saved: &Saved, boot_id: &str) -> String {
-    let list: Vec<String> = saved.list.iter().map(Selector::to_string).collect();
-    let held = if saved.held { boot_id } else { "" };
-    let last_good = saved.last_good.map(|n| n.to_string()).unwrap_or_default();
-    let body = format!("{SAVED_HEADER}\nlist={}\nheld={held}\nlast-good={last_good}\n", list.join(" "));
-    format!("{body}crc={:08x}\n", crc32c::crc32c(body.as_bytes()))
-}
-
-fn parse_saved(text: &str, boot_id: &str) -> Option<Saved> {
-    let (body, crc) = text.split_at(text.find("crc=")?);
-    let crc = u32::from_str_radix(crc.strip_prefix("crc=")?.trim_end(), 16).ok()?;
-    if crc != crc32c::crc32c(body.as_bytes()) || body.lines().next() != Some(SAVED_HEADER) {
-        return None;
-    }
-    let value = |key: &str| body.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-    let list: Result<Vec<Selector>, _> = value("list")?.split_whitespace().map(str::parse).collect();
-    let last_good = value("last-good")?;
-    Some(Saved {
-        list: list.ok()?,
-        held: value("held")? == boot_id && !boot_id.is_empty(),
-        last_good: if last_good.is_empty() { None } else { Some(Name::new(last_good).ok()?) },
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use switchback_control::Class;
-
-    fn some() -> Saved {
-        let wwan0 = Name::new("wwan0").unwrap();
-        let list = vec![Selector::Class(Class::Wifi), Selector::Name(wwan0)];
-        Saved { list, held: true, last_good: Some(wwan0) }
-    }
-
-    #[test]
-    fn what_is_saved_is_read_again() {
-        assert_eq!(parse_saved(&print_saved(&some(), "b1"), "b1"), Some(some()));
-        assert_eq!(parse_saved(&print_saved(&Saved::default(), "b1"), "b1"), Some(Saved::default()));
-    }
-
-    #[test]
-    fn staying_disconnected_ends_with_the_boot() {
-        let read = parse_saved(&print_saved(&some(), "b1"), "b2").unwrap();
-        assert!(!read.held);
-        assert_eq!(read.list, some().list);
-    }
-
-    #[test]
-    fn a_file_cut_or_changed_at_any_byte_is_noticed() {
-        let text = print_saved(&some(), "b1");
-        for end in 0..text.len() - 1 {
-            assert_eq!(parse_saved(&text[..end], "b1"), None, "cut at {end}");
+        Why::Lost => log::error!("outbox: {file}: the disk lost messages between number {after} and {before}"),
+        Why::SetAside => log::error!("outbox: {file} holds nothing readable and was set aside"),
+        Why::Unreadable(why) => {
+            log::error!("outbox: {file} cannot be read now ({why}); it is tried again at the next start");
         }
-        for index in 0..text.len() - 1 {
-            let mut bytes = text.clone().into_bytes();
-            bytes[index] ^= 1;
-            if let Ok(changed) = String::from_utf8(bytes) {
-                assert_ne!(parse_saved(&changed, "b1"), Some(Saved { held: false, ..some() }), "changed at {index}");
-                if parse_saved(&changed, "b1").is_some() {
-                    assert!(changed.eq_ignore_ascii_case(&text), "changed at {index}");
-                }
-            }
-        }
+        Why::CursorLost => log::warn!("outbox: {file} was damaged; some messages may be sent again"),
     }
+}
 
-    #[test]
-    fn a_damaged_file_is_set_aside_and_the_default_taken() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("saved"), "rubbish").unwrap();
-        let file = SavedFile::new(dir.path(), "b1");
-        assert_eq!(file.load(), Saved::default());
-        assert!(dir.path().join("saved.damaged").exists());
-        file.save(&some()).unwrap();
-        assert_eq!(file.load(), some());
-    }
-
-    #[test]
-    fn every_start_has_a_higher_number() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = SavedFile::new(dir.path(), "b1");
-        assert_eq!((file.next_start().unwrap(), file.next_start().unwrap()), (1, 2));
-    }
+/// Sets a figure that displays read; zero stands for none.
+fn show(figure: &AtomicU64, value: Option<u64>) {
+    figure.store(value.unwrap_or(0), Ordering::Relaxed);
 }

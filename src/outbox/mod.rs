@@ -40,7 +40,7 @@ mod room;
 mod segment;
 mod survey;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::VecDeque;
 use std::io;

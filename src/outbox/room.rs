@@ -16,7 +16,8 @@ impl<D: Disk> Outbox<D> {
 
     /// Whether another segment could be begun without a release.
     pub fn has_room(&self) -> bool {
-        let emptied = self.live.back().is_some_and(|last| last.last().is_none_or(|last| last <= self.released));
+        let emptied = |last: &Segment| last.last().is_none_or(|last| last <= self.released);
+        let emptied = self.pending.is_empty() && self.live.back().is_some_and(emptied);
         let used = self.live.iter().map(|segment| segment.size).sum::<u64>() + self.unread_bytes;
         emptied || !self.free.is_empty() || used + self.limits.segment_bytes <= self.limits.max_bytes
     }

@@ -9,7 +9,7 @@ mod damage;
 mod faults;
 mod model;
 mod ordinary;
-mod simulated;
+pub mod simulated;
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;

@@ -38,7 +38,7 @@ pub enum Deed {
     SyncFailed { file: u64 },
     Rename { from: PathBuf, to: PathBuf },
     Remove { path: PathBuf },
-    SyncDir,
+    SyncDir { dir: PathBuf },
 }
 
 #[derive(Clone, Default)]
@@ -238,9 +238,9 @@ impl Disk for Simulated {
         Ok(())
     }
 
-    fn sync_dir(&self, _: &Path) -> io::Result<()> {
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.call(true)?;
-        state.deeds.push(Deed::SyncDir);
+        state.deeds.push(Deed::SyncDir { dir: dir.to_path_buf() });
         Ok(())
     }
 
@@ -285,9 +285,11 @@ impl Replay {
                 }
             }
             Deed::Rename { .. } | Deed::Remove { .. } => self.renamed.push(deed.clone()),
-            Deed::SyncDir => {
+            Deed::SyncDir { dir } => {
                 let renamed = std::mem::take(&mut self.renamed);
-                renamed.iter().for_each(|deed| rename(&mut self.names, deed));
+                let (here, elsewhere): (Vec<_>, _) = renamed.into_iter().partition(|deed| is_in(dir, deed));
+                here.iter().for_each(|deed| rename(&mut self.names, deed));
+                self.renamed = elsewhere;
             }
         }
     }
@@ -330,6 +332,14 @@ fn keep_some(content: &mut Vec<u8>, at: u64, bytes: &[u8], random: &mut Random) 
     }
 }
 
+/// A name is always changed within one directory.
+fn is_in(dir: &Path, deed: &Deed) -> bool {
+    let (Deed::Create { path, .. } | Deed::Rename { to: path, .. } | Deed::Remove { path }) = deed else {
+        return false;
+    };
+    path.parent() == Some(dir)
+}
+
 fn rename(names: &mut BTreeMap<PathBuf, u64>, deed: &Deed) {
     match deed {
         Deed::Create { file, path } => drop(names.insert(path.clone(), *file)),
@@ -338,6 +348,6 @@ fn rename(names: &mut BTreeMap<PathBuf, u64>, deed: &Deed) {
             names.insert(to.clone(), file);
         }
         Deed::Remove { path } => drop(names.remove(path)),
-        Deed::Write { .. } | Deed::Sync { .. } | Deed::SyncFailed { .. } | Deed::SyncDir => {}
+        Deed::Write { .. } | Deed::Sync { .. } | Deed::SyncFailed { .. } | Deed::SyncDir { .. } => {}
     }
 }
