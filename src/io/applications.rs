@@ -49,6 +49,8 @@ mod keeping;
 mod ledger;
 mod listener;
 mod message;
+#[cfg(test)]
+mod rough_tests;
 mod router;
 mod session;
 mod store;
