@@ -49,6 +49,8 @@ pub(crate) mod keeping;
 mod ledger;
 mod listener;
 mod message;
+#[cfg(test)]
+mod rough_tests;
 pub(crate) mod router;
 mod session;
 pub(crate) mod store;

@@ -22,7 +22,7 @@ use super::ledger::{Key, Ledger, Soon};
 use super::router::{Shared, State, fits};
 use super::session::{Outgoing, Presence, Reception, Session};
 use super::store::Store;
-use super::{RECEPTIONS_MAX, RESTART_GRACE, RETAINED_BYTES_MAX, RETAINED_MAX, SESSIONS_MAX, SUBSCRIPTIONS_MAX};
+use super::{RECEPTIONS_MAX, RETAINED_BYTES_MAX, RETAINED_MAX, SESSIONS_MAX, SUBSCRIPTIONS_MAX};
 use crate::outbox::Disk;
 use crate::topics;
 
@@ -180,7 +180,9 @@ impl State {
                 session.cut_off = cut_off || away_since.is_none();
                 session.will = will;
                 session.on_disk = true;
-                session.go_on_away(away_since, moment);
+                // Where only the daemon knew since when, it counts from now.
+                let ago = away_since.map_or(0, |since| moment.wall.saturating_sub(since));
+                session.go_away(Duration::from_millis(ago), moment.now);
             }
             Entry::Received { id, packets } => {
                 let Some(session) = self.sessions.get_mut(&id) else { return };
@@ -224,24 +226,6 @@ impl State {
                 self.retained_bytes = self.retained_bytes.saturating_sub(old);
             }
         }
-    }
-}
-
-impl Session {
-    /// Counts on from when its client went; where only the daemon knew that, from now.
-    fn go_on_away(&mut self, away_since: Option<u64>, moment: Moment) {
-        let ago = Duration::from_millis(away_since.map_or(0, |since| moment.wall.saturating_sub(since)));
-        let mut expires = self.expiry.map(|expiry| moment.now + expiry.saturating_sub(ago));
-        self.ended = expires.is_some_and(|expires| expires <= moment.now);
-        let will_due = self.will.as_ref().map(|(_, delay)| match self.cut_off {
-            true => moment.now + RESTART_GRACE.max(delay.saturating_sub(ago)),
-            false => moment.now + self.expiry.map_or(*delay, |expiry| expiry.min(*delay)).saturating_sub(ago),
-        });
-        if self.ended {
-            expires = expires.max(will_due);
-        }
-        let since = moment.now.checked_sub(ago).unwrap_or(moment.now);
-        self.presence = Presence::Away { since, expires, will_due };
     }
 }
 

@@ -250,7 +250,7 @@ impl State {
         let expires = session.expiry.map(|expiry| now + expiry);
         if departure.cut_off && session.kept() {
             session.cut_off = true;
-            session.presence = Presence::Away { since: now, expires: None, will_due: None };
+            session.go_away(Duration::ZERO, now);
             session.rely_on_disk(ledger);
             ledger.mark(Key::Session(Arc::clone(id)), Soon::Now, now);
             return None;

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::ledger::{Key, Ledger, Soon};
 use super::message::Message;
-use super::{DOWNLINK_WAIT, OUTBOUND_MAX, QUEUE_MAX, TAKEN_WAIT};
+use super::{DOWNLINK_WAIT, OUTBOUND_MAX, QUEUE_MAX, RESTART_GRACE, TAKEN_WAIT};
 use crate::corridor::DOWNLINK_MAX;
 use crate::io::packet::Publish;
 
@@ -163,7 +163,7 @@ impl Outgoing {
     }
 
     /// What it costs in memory, roughly.
-    fn size(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.delivery.as_ref().map_or(0, |delivery| delivery.message.size())
     }
 
@@ -288,6 +288,22 @@ impl Session {
             Presence::Here(link) => Some(link),
             Presence::Away { .. } => None,
         }
+    }
+
+    /// Its client has been away for so long, or has been cut off from us. Wills of the latter wait for it to come back, also
+    /// where nothing else is left of the session.
+    pub fn go_away(&mut self, ago: Duration, now: Instant) {
+        let mut expires = self.expiry.map(|expiry| now + expiry.saturating_sub(ago));
+        self.ended = expires.is_some_and(|expires| expires <= now);
+        let will_due = self.will.as_ref().map(|(_, delay)| match self.cut_off {
+            true => now + RESTART_GRACE.max(delay.saturating_sub(ago)),
+            false => now + self.expiry.map_or(*delay, |expiry| expiry.min(*delay)).saturating_sub(ago),
+        });
+        if self.ended {
+            expires = expires.max(will_due);
+        }
+        let since = now.checked_sub(ago).unwrap_or(now);
+        self.presence = Presence::Away { since, expires, will_due };
     }
 
     /// Another connection serves it from now on: what was on its way goes out again.
