@@ -98,7 +98,7 @@ impl Stage {
             let made = Command::new("cc").args(["-shared", "-fPIC", "-O2", source, "-o"]).arg(&library).status();
             assert!(made.expect("cc is there").success());
         }
-        let config = format!("{CONFIG}{}", std::env::var("POWER_CONFIG").unwrap_or_else(|_| CLASSES.to_owned()));
+        let config = format!("{CONFIG}{}", std::env::var("POWER_CONFIG").unwrap_or_default());
         fs::write(dir.join("switchback.toml"), config).unwrap();
         let mut holder = Command::new("unshare")
             .args(["-n", "sh", "-c", "echo; exec cat"])
@@ -186,21 +186,6 @@ mqtt = ""
 [status]
 listen = ""
 "#;
-
-const CLASSES: &str = r##"
-[[publish]]
-topic = "critical/#"
-class = "critical"
-qos = 2
-[[publish]]
-topic = "bulk/#"
-class = "bulk"
-[[publish]]
-topic = "twice/#"
-qos = 2
-[[publish]]
-topic = "#"
-"##;
 
 /// A server that keeps its session, and acknowledges what it has noted.
 pub struct Cloud {
