@@ -30,6 +30,9 @@ pub const RETURN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most items in a failover list: more than any gateway has interfaces.
 pub const LIST_MAX: usize = 64;
 
+/// Longest text of a duration that is read: what is wrong with it is quoted back.
+const DURATION_TEXT_MAX: usize = 60;
+
 /// Largest payload of `publish`: a packet less its topic and header.
 pub const PAYLOAD_MAX: usize = PACKET_MAX - 66 * 1024;
 
@@ -210,6 +213,9 @@ impl Options<'_> {
     /// A duration; `longer` tells what is wrong with more than `max`.
     fn duration(&self, name: &str, max: Duration, longer: &str) -> Result<Option<Duration>, Failure> {
         let Some(text) = self.text(name)? else { return Ok(None) };
+        if text.len() > DURATION_TEXT_MAX {
+            return Err(wrong(name, &format!("\"{}…\" is no duration", shortened(text))));
+        }
         let duration = parse_duration(text).map_err(|message| wrong(name, &message))?;
         match duration <= max {
             true => Ok(Some(duration)),

@@ -127,6 +127,8 @@ fn check(heard: &Heard, version: Version) -> Shape {
             let _ = speech::disconnected(*code);
             mixed((3, code))
         }
-        other => shape_of(other),
+        Heard::Acked { code, .. } => mixed((4, code)),
+        Heard::Subscribed { codes, .. } => mixed((5, codes.iter().take(2).collect::<Vec<_>>())),
+        Heard::Release { .. } | Heard::Pong => 6,
     }
 }

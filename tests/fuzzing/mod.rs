@@ -148,6 +148,12 @@ struct Watched {
     input: Mutex<Vec<u8>>,
 }
 
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        self.watched.over.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Run<'_> {
     /// Reads one input; a sentence where something does not hold.
     fn attempt(&self, input: &[u8]) -> Result<Shape, String> {
@@ -249,7 +255,6 @@ fn fuzz(name: &str) {
     } else {
         explore(&mut run, seconds.map_or(ORDINARY, Duration::from_secs_f64));
     }
-    run.watched.over.store(true, Ordering::Relaxed);
 }
 
 fn explore(run: &mut Run<'_>, limit: Duration) {
