@@ -1,0 +1,73 @@
+//! What was given up or had to wait, counted, and said once a minute at most.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+const SAY_EVERY: Duration = Duration::from_secs(60);
+
+/// What became of a message that did not simply go up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    Impossible,
+    TooLarge,
+    Dropped,
+    /// Its time was over before the outbox took it.
+    Expired,
+    /// Of QoS 0, and the outbox took nothing.
+    Lost,
+    /// To be answered when the cloud has it, which never will.
+    Undelivered,
+    /// Offered in vain; it stays.
+    Held,
+}
+
+impl Fate {
+    const ALL: [Fate; 6] = [Fate::Impossible, Fate::TooLarge, Fate::Dropped, Fate::Lost, Fate::Undelivered, Fate::Held];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Fate::Impossible => "given up, as a [[publish]] rule makes no valid topic of theirs",
+            Fate::TooLarge => "given up, as they are too large for the outbox",
+            Fate::Dropped => "dropped by the rule of their class",
+            Fate::Expired => "given up, as their time was over before the outbox took them",
+            Fate::Lost => "of QoS 0 lost, as the outbox takes nothing",
+            Fate::Undelivered => "given up on their way to the cloud",
+            Fate::Held => "offered again, as the outbox takes nothing: the broker keeps what follows",
+        }
+    }
+}
+
+/// The counts.
+#[derive(Debug, Default)]
+pub struct Tally {
+    counts: [u64; Fate::ALL.len()],
+    /// How many of each kind were last said, and when.
+    said: [(u64, Option<Instant>); Fate::ALL.len()],
+}
+
+impl Tally {
+    /// One more.
+    pub fn note(&mut self, fate: Fate) {
+        if let Some(count) = self.counts.get_mut(fate as usize) {
+            *count += 1;
+        }
+        self.tell();
+    }
+
+    /// Says what has come since it was last said, where that is long enough ago.
+    pub fn tell(&mut self) {
+        for ((fate, count), (said, at)) in Fate::ALL.iter().zip(self.counts).zip(&mut self.said) {
+            if count > *said && at.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
+                log::warn!("messages from the local broker: {} {}", count - *said, fate.as_str());
+                (*said, *at) = (count, Some(Instant::now()));
+            }
+        }
+    }
+
+    /// All that will not go up.
+    pub fn given_up(&self) -> u64 {
+        let kept = self.counts.get(Fate::Held as usize).copied().unwrap_or(0);
+        self.counts.iter().sum::<u64>() - kept
+    }
+}
