@@ -351,21 +351,24 @@ async fn one_full_lane_does_not_hold_another() {
 async fn what_can_never_go_up_is_acknowledged_and_counted() {
     let (broker, state, heart) = (Mosquitto::start(""), tempfile::tempdir().unwrap(), Heart::new(Mood::Takes));
     let long = format!("{{topic}}/{}", "x".repeat(65_500));
-    let rules = [rule("bad/#", ""), rule("long", &long), rule("t", "t")];
-    let rig = Rig::new(config(&rules), address(broker.port), state.path(), &heart);
+    let rules = [rule("bad/#", ""), rule("long", &long), rule("own/#", "base/{rest}"), rule("t", "t")];
+    let mut config = config(&rules);
+    config.cloud.base = "base".into();
+    let rig = Rig::new(config, address(broker.port), state.path(), &heart);
     rig.connected().await;
     let mut app = Client::on(broker.port).await;
     app.publish("bad/x", "1", 1).await;
+    app.publish("own/status", "not ours", 1).await;
     app.publish_with("long", vec![b'x'; PACKET_MAX - 100], 2, false, vec![]).await;
     // mosquitto itself leaves out what is larger than we said that we take.
     app.publish_with("t", vec![b'x'; 2 * PACKET_MAX], 1, false, vec![]).await;
     app.publish("t", "fine", 1).await;
     heart.until(1).await;
     until(|| rig.figures().held == 0, || format!("{:?}", rig.figures())).await;
-    assert_eq!((heart.texts().len(), rig.figures().refused, rig.figures().received), (1, 2, 3));
+    assert_eq!((heart.texts().len(), rig.figures().refused, rig.figures().received), (1, 3, 4));
     heart.set(Mood::Refuses(Refusal::Dropped));
     app.publish("t", "dropped", 2).await;
-    until(|| rig.figures().refused == 3, || format!("{:?}", rig.figures())).await;
+    until(|| rig.figures().refused == 4, || format!("{:?}", rig.figures())).await;
     until(|| rig.figures().held == 0, || format!("{:?}", rig.figures())).await;
 }
 

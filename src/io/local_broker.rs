@@ -60,10 +60,26 @@ pub struct Figures {
     pub downlinks_refused: u64,
 }
 
+/// Answers with the figures of the moment, for as long as anybody asks; clones ask the same bridge.
+#[derive(Clone, Debug, Default)]
+pub struct Gauge(Arc<Mutex<Figures>>);
+
+impl Gauge {
+    /// The figures of the moment.
+    pub fn read(&self) -> Figures {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Figures> {
+        // Nothing panics while the lock is held; a poisoned one still guards whole values.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The running bridge. Dropping it ends the connection at once, as `kill -9` would.
 #[derive(Debug)]
 pub struct LocalBroker {
-    figures: Arc<Mutex<Figures>>,
+    gauge: Gauge,
     task: JoinHandle<()>,
     stop: Option<oneshot::Sender<()>>,
 }
@@ -78,7 +94,7 @@ impl LocalBroker {
         corridor: Corridor,
         downlinks: mpsc::Receiver<Downlink>,
     ) -> LocalBroker {
-        let figures = Arc::<Mutex<Figures>>::default();
+        let gauge = Gauge::default();
         let (stop, stopped) = oneshot::channel();
         let bridge = Bridge {
             broker,
@@ -87,15 +103,15 @@ impl LocalBroker {
             line: Line::new(config, corridor),
             down: Down::default(),
             downlinks,
-            figures: figures.clone(),
+            gauge: gauge.clone(),
             said: Said::default(),
         };
-        LocalBroker { figures, task: tokio::spawn(bridge.run(stopped)), stop: Some(stop) }
+        LocalBroker { gauge, task: tokio::spawn(bridge.run(stopped)), stop: Some(stop) }
     }
 
-    /// For status and metrics.
-    pub fn figures(&self) -> Figures {
-        lock(&self.figures).clone()
+    /// Where status and metrics may ask at any time.
+    pub fn gauge(&self) -> Gauge {
+        self.gauge.clone()
     }
 
     /// Says goodbye; what is not acknowledged stays with the broker. Ends within `FAREWELL_LIMIT`.
@@ -121,7 +137,7 @@ struct Bridge {
     line: Line,
     down: Down,
     downlinks: mpsc::Receiver<Downlink>,
-    figures: Arc<Mutex<Figures>>,
+    gauge: Gauge,
     said: Said,
 }
 
@@ -202,7 +218,7 @@ impl Bridge {
     }
 
     fn show(&self, connected: bool) {
-        *lock(&self.figures) = Figures {
+        *self.gauge.lock() = Figures {
             connected,
             received: self.line.received(),
             held: self.line.held(),
@@ -211,9 +227,4 @@ impl Bridge {
             downlinks_refused: self.down.refused(),
         };
     }
-}
-
-fn lock(figures: &Mutex<Figures>) -> MutexGuard<'_, Figures> {
-    // Nothing panics while the lock is held; a poisoned one still guards whole values.
-    figures.lock().unwrap_or_else(PoisonError::into_inner)
 }

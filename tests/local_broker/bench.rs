@@ -282,7 +282,7 @@ impl Rig {
     }
 
     pub fn figures(&self) -> Figures {
-        self.bridge.figures()
+        self.bridge.gauge().read()
     }
 
     pub async fn connected(&self) {

@@ -206,15 +206,17 @@ impl Line {
             true => Way::Local,
             false => sort(&self.config, Local { topic, payload, retain, properties }),
         };
-        let fresh = State::Waiting(None);
-        let (draft, await_cloud, state) = match way {
-            Way::Up { draft, await_cloud } => (draft, await_cloud, fresh),
-            Way::Local => (Draft::default(), false, State::Done),
-            Way::Impossible => {
-                self.tally.note(Fate::Impossible);
-                (Draft::default(), false, State::Done)
+        let (draft, await_cloud, fate) = match way {
+            Way::Up { draft, await_cloud, unknown_class } => {
+                (Some(draft), await_cloud, unknown_class.map(|_| Fate::UnknownClass))
             }
+            Way::Local => (None, false, None),
+            Way::Impossible => (None, false, Some(Fate::Impossible)),
+            Way::Reserved => (None, false, Some(Fate::Reserved)),
         };
+        fate.into_iter().for_each(|fate| self.tally.note(fate));
+        let state = if draft.is_some() { State::Waiting(None) } else { State::Done };
+        let draft = draft.unwrap_or_default();
         if qos == 0 && matches!(state, State::Done) {
             return;
         }

@@ -10,6 +10,7 @@ const SAY_EVERY: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     Impossible,
+    Reserved,
     TooLarge,
     Dropped,
     /// Its time was over before the outbox took it.
@@ -20,20 +21,36 @@ pub enum Fate {
     Undelivered,
     /// Offered in vain; it stays.
     Held,
+    /// Goes up, in the class of its rule.
+    UnknownClass,
 }
 
 impl Fate {
-    const ALL: [Fate; 6] = [Fate::Impossible, Fate::TooLarge, Fate::Dropped, Fate::Lost, Fate::Undelivered, Fate::Held];
+    const ALL: [Fate; 9] = [
+        Fate::Impossible,
+        Fate::Reserved,
+        Fate::TooLarge,
+        Fate::Dropped,
+        Fate::Expired,
+        Fate::Lost,
+        Fate::Undelivered,
+        Fate::Held,
+        Fate::UnknownClass,
+    ];
 
     fn as_str(self) -> &'static str {
         match self {
             Fate::Impossible => "given up, as a [[publish]] rule makes no valid topic of theirs",
+            Fate::Reserved => {
+                "given up, as the cloud would take them for our own: they go to where only the daemon speaks"
+            }
             Fate::TooLarge => "given up, as they are too large for the outbox",
             Fate::Dropped => "dropped by the rule of their class",
             Fate::Expired => "given up, as their time was over before the outbox took them",
             Fate::Lost => "of QoS 0 lost, as the outbox takes nothing",
             Fate::Undelivered => "given up on their way to the cloud",
             Fate::Held => "offered again, as the outbox takes nothing: the broker keeps what follows",
+            Fate::UnknownClass => "name a class that there is not: the class of their rule counts",
         }
     }
 }
@@ -67,7 +84,7 @@ impl Tally {
 
     /// All that will not go up.
     pub fn given_up(&self) -> u64 {
-        let kept = self.counts.get(Fate::Held as usize).copied().unwrap_or(0);
-        self.counts.iter().sum::<u64>() - kept
+        let counts = Fate::ALL.iter().zip(self.counts);
+        counts.filter(|(fate, _)| !matches!(fate, Fate::Held | Fate::UnknownClass)).map(|(_, count)| count).sum()
     }
 }
