@@ -137,6 +137,8 @@ struct Offered {
     accepted: oneshot::Sender<Result<Seq, Refusal>>,
     sent: oneshot::Sender<()>,
     delivered: oneshot::Sender<()>,
+    /// Dropped with this, so that whoever waits learns that the message is admitted or refused.
+    decided: Option<oneshot::Sender<()>>,
 }
 
 #[derive(Default)]
@@ -187,6 +189,19 @@ impl Corridor {
 
     /// An application offers a message.
     pub async fn offer(&self, draft: Draft) -> Offer {
+        self.put(draft, None).await
+    }
+
+    /// As `offer`, and comes back once the message is admitted or refused: who offers the next one only then can offer a
+    /// refused one again without changing the order.
+    pub async fn offer_in_order(&self, draft: Draft) -> Offer {
+        let (decided, decision) = oneshot::channel();
+        let offer = self.put(draft, Some(decided)).await;
+        let _ = decision.await;
+        offer
+    }
+
+    async fn put(&self, draft: Draft, decided: Option<oneshot::Sender<()>>) -> Offer {
         let (accept, accepted) = oneshot::channel();
         let (send, sent) = oneshot::channel();
         let (deliver, delivered) = oneshot::channel();
@@ -204,7 +219,7 @@ impl Corridor {
             let mut bodies = self.lock();
             bodies.next_ticket += 1;
             let ticket = Ticket(bodies.next_ticket);
-            bodies.offered.insert(ticket, Offered { draft, accepted: accept, sent: send, delivered: deliver });
+            bodies.offered.insert(ticket, Offered { draft, accepted: accept, sent: send, delivered: deliver, decided });
             ticket
         };
         if self.0.events.send(Event::Offered { ticket, parcel }).await.is_err() {
@@ -227,6 +242,7 @@ impl Corridor {
     pub fn admit(&self, ticket: Ticket, seq: Seq) {
         let mut bodies = self.lock();
         let Some(offered) = bodies.offered.remove(&ticket) else { return };
+        drop(offered.decided);
         let draft = offered.draft;
         bodies.named += 1;
         let body = Record {

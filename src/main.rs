@@ -12,12 +12,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use switchback::api;
 use switchback::config::Config;
 use switchback::control::{Control, Reason};
-use switchback::corridor::{Corridor, DOWNLINK_MAX};
+use switchback::corridor::{Corridor, DOWNLINK_MAX, Downlink};
 use switchback::daemon::{Daemon, Hands};
 use switchback::desk::Desk;
 use switchback::io::applications::Applications;
 use switchback::io::black_box::{BlackBox, Kind};
 use switchback::io::cloud::{Cloud, Greeting};
+use switchback::io::local_broker::LocalBroker;
 use switchback::io::storage::{self, SavedFile};
 use switchback::io::{EVENTS_MAX, clock, control_socket, dbus, network_manager, rtnetlink, status_page, systemd};
 use switchback::journal::Journal;
@@ -119,8 +120,7 @@ async fn serve(mut config: Config, places: &Places) -> io::Result<()> {
     let store = opened.storage.start(corridor.clone(), events.clone())?;
 
     let uplinks = Uplinks::new();
-    let applications =
-        Applications::start(config.clone(), &places.runtime, &places.state, corridor.clone(), downlinks_inbox);
+    let local = Local::start(&config, places, &corridor, downlinks_inbox);
     let desk = Desk::new(config.clone(), corridor.clone());
     let picture = Picture::new(config.clone(), uplinks.clone(), figures);
     let greet = {
@@ -164,10 +164,36 @@ async fn serve(mut config: Config, places: &Places) -> io::Result<()> {
     // The offline status and the DISCONNECT of a clean stop are still on their way, and so may be the host's routes.
     tokio::join!(cloud.finished(), network_manager.finished());
     doors.into_iter().chain(page).for_each(|door| door.abort());
-    applications.stop().await;
+    local.stop().await;
     corridor.close();
     finish(store).await;
     ended
+}
+
+/// Who serves the local applications. With a broker of their own, nobody else does, not even on `mqtt.sock`: clients of
+/// two servers would not hear each other, and a command would have to be taken by both.
+enum Local {
+    Applications(Applications),
+    Broker(LocalBroker),
+}
+
+impl Local {
+    fn start(config: &Arc<Config>, places: &Places, corridor: &Corridor, downlinks: mpsc::Receiver<Downlink>) -> Local {
+        let (config, corridor) = (config.clone(), corridor.clone());
+        match config.local.broker.clone() {
+            Some(broker) => Local::Broker(LocalBroker::start(config, broker, &places.state, corridor, downlinks)),
+            None => {
+                Local::Applications(Applications::start(config, &places.runtime, &places.state, corridor, downlinks))
+            }
+        }
+    }
+
+    async fn stop(self) {
+        match self {
+            Local::Applications(applications) => applications.stop().await,
+            Local::Broker(broker) => broker.stop().await,
+        }
+    }
 }
 
 /// Waits for the store to write what is left: R-UP-2 gives ten seconds, systemd more.

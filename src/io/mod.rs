@@ -19,6 +19,7 @@ pub mod clock;
 pub mod cloud;
 pub mod control_socket;
 pub mod dbus;
+pub mod local_broker;
 pub mod network_manager;
 pub mod packet;
 pub mod resolver;
