@@ -32,25 +32,23 @@ class Switchback:
 
 
 class Mosquitto:
-    """`persistence` are its lines about the disk; `unbounded` takes away the limits that lose messages.
+    """`settings` are its lines about the disk and about limits; `eager` is how soon it looks for the cloud again.
 
     It is given the cloud's address: without a network a name would keep it from starting for half a minute.
     """
 
     ours = False
 
-    def __init__(self, name, said, persistence, unbounded):
-        self.name, self.said, self.persistence, self.unbounded = name, said, persistence, unbounded
+    def __init__(self, name, said, settings, eager=True):
+        self.name, self.said, self.settings = name, said, settings
+        self.eager = "keepalive_interval 5\nrestart_timeout 1\n" if eager else ""
 
     def launch(self, lab, place, more=""):
         store = f"{place.path}/mosquitto"
         lab.run(plan.GATEWAY, f"rm -rf {store}; mkdir -p {store}; rm -f {plan.LOGS}/{SERVICE}")
-        limits = "max_queued_messages 0\nmax_inflight_messages 0\n" if self.unbounded else ""
-        eager = "keepalive_interval 5\nrestart_timeout 1\n" if self.unbounded else ""
         lab.path(CONF).write_text(f"""user root
 log_dest stderr
-{self.persistence.replace("@", store)}
-{limits}
+{self.settings.replace("@", store)}
 listener {plan.PLAIN} 127.0.0.1
 allow_anonymous true
 set_tcp_nodelay true
@@ -61,7 +59,7 @@ bridge_cafile {plan.PKI}/ca.pem
 remote_clientid bridge
 cleansession false
 topic load/# out 1
-{eager}""")
+{self.eager}""")
         self.again(lab)
 
     def again(self, lab):
@@ -80,8 +78,11 @@ topic load/# out 1
 CARRIERS = {carrier.name: carrier for carrier in (
     Switchback(),
     Mosquitto("default", "mosquitto, persistence as Debian ships it",
-              "persistence true\npersistence_location @/", unbounded=False),
-    Mosquitto("every", "mosquitto, saved on every change, no queue limits",
-              "persistence true\npersistence_location @/\nautosave_on_changes true\nautosave_interval 1", unbounded=True),
-    Mosquitto("plain", "mosquitto, nothing kept, no queue limits", "persistence false", unbounded=True),
+              "persistence true\npersistence_location @/", eager=False),
+    # Only what waits in its queue counts as a change; without a limit in flight nothing would wait there.
+    Mosquitto("every", "mosquitto, saved on every change, queue without limit",
+              "persistence true\npersistence_location @/\nautosave_on_changes true\nautosave_interval 1\n"
+              "max_queued_messages 0"),
+    Mosquitto("plain", "mosquitto, nothing kept, no limits",
+              "persistence false\nmax_queued_messages 0\nmax_inflight_messages 0"),
 )}

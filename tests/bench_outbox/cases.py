@@ -107,13 +107,17 @@ def bytes_bulk(stage):
 
 @case(place=places.Disk)
 def bytes_lone(stage):
+    """As many as fill a megabyte of ours, so that blocks written beforehand are counted in proportion."""
     stage.offline()
-    bytes_per_message(stage, "bytes-lone", count=300, open=1)
+    bytes_per_message(stage, "bytes-lone", count=4000 if stage.ours else 500, open=1)
 
 
 @case(place=places.Disk, beside=("default",))
 def bytes_commit(stage):
+    """Behind a first message, so that the blocks that are written beforehand exist: they last for thousands."""
     stage.offline('[outbox]\ndurability = "batch"\ncommit_interval = "10s"')
+    stage.publish(count=1, first=1_000_000)
+    time.sleep(SETTLE)
     seconds = stage.of(60, 30)
     bytes_per_message(stage, "bytes-commit", count=seconds, rate=1, seconds=seconds + 15)
 
@@ -131,7 +135,7 @@ def rate(stage):
     stage.note("paced-p99", told["ack_ms"]["p99"], **syncs, median=told["ack_ms"]["p50"])
 
 
-@case(r=60)
+@case(beside=("plain",))
 def drain(stage):
     """Over one uplink of 2 Mbit/s: a critical stream alone first, then the same beside the backlog."""
     for uplink in ("wifi", "cell"):
@@ -207,7 +211,7 @@ def through(stage):
     stage.note("through", len(stage.load()) / (arrivals[-1].at - began), offered=told["offered"])
 
 
-@case(r=60)
+@case(beside=("plain",))
 def behind(stage):
     """Three times, while the backlog lasts; the worst counts."""
     for uplink in ("wifi", "cell"):

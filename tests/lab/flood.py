@@ -93,7 +93,7 @@ class Recording:
             lab.stop("recorder", signal.SIGKILL)
             lab.recording = False
         lab.path(self.out).write_text("")
-        lab.start(name, plan.CLOUD, [program(), "record", *words(topic=topic, out=self.out, id=name)])
+        lab.start(name, plan.CLOUD, [program(), "record", *words(topic=topic, out=self.out, id=name, keep=True)])
         wait_for(lambda: "subscribed" in lab.path(self.out).read_text(), 10, "the recorder to subscribe")
 
     def stop(self):

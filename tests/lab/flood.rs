@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! flood publish --topic load --count 100000 --open 100 [--size 200] [--class normal,critical] [--qos 1,2] [--rate N]
-//!               [--first 1] [--id flood] [--port 1883] [--seconds 60] [--log FILE] [--once]
+//!               [--first 1] [--id flood] [--port 1883] [--seconds 60] [--log FILE] [--once] [--keep]
 //! flood record  --topic 'load/#' --out FILE [--id recorder] [--port 1883] [--seconds 3600]
 //! ```
 //!
 //! The standard library only, and no line shared with the daemon. Message n goes to `TOPIC/CLASS` in the class and with
-//! the QoS whose turn it is, and says its class as user property `sb-class`. The publisher keeps its session and, unless
-//! told `--once`, comes back after a lost connection and offers again what was not acknowledged; with QoS 2 a PUBREC
-//! counts as the acknowledgement, for with it the server has taken the message. It ends when all is acknowledged or
+//! the QoS whose turn it is, and says its class as user property `sb-class`. Unless told `--once`, the publisher
+//! comes back after a lost connection (to the same session with `--keep`) and offers again what was not acknowledged;
+//! with QoS 2 a PUBREC counts as the acknowledgement, for with it the server has taken the message. It ends when all is acknowledged or
 //! refused, or after `--seconds`, and prints one JSON object. `--log` gets a line for each message: `o N TIME` offered,
 //! `a N TIME` acknowledged, `r N TIME REASON` refused. The recorder writes `TIME TOPIC N SB-ID DUP QOS` for each arrival,
 //! whole after each read, so that it may be killed at any time. Talks to 127.0.0.1 in the namespace it was started in.
@@ -435,16 +435,17 @@ struct Line {
 }
 
 impl Line {
-    /// CONNECT with a session that outlives the connection by an hour, answered within five seconds.
+    /// CONNECT, answered within five seconds. With `--keep` the session outlives the connection by an hour.
     fn open(options: &Options, id: &str) -> io::Result<Line> {
         let stream = TcpStream::connect(("127.0.0.1", options.number("port", 1883)))?;
         stream.set_nodelay(true)?;
         let mut line = Line { stream, buffer: Vec::new(), taken: 0, session_present: false, receive_maximum: 65_535 };
         let mut body = Vec::new();
         put_text(&mut body, "MQTT");
+        let seconds = if options.0.contains_key("keep") { 3600u32 } else { 0 };
         body.extend([5, 0, 0, 0]);
         body.extend([5, 0x11]);
-        body.extend(3600u32.to_be_bytes());
+        body.extend(seconds.to_be_bytes());
         put_text(&mut body, &options.text("id", id));
         let mut packet = vec![0x10];
         put_length(&mut packet, body.len());
