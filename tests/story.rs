@@ -11,8 +11,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use switchback_control::{
-    Attempt, Class, Command, Device, Event, Failback, Lane, Measure, Mode, Name, Order, Parcel, Reason, Request,
-    Selector, Seq, Settings, Stage, Standby, Start, Step, Ticket,
+    Attempt, Carriers, Class, Command, Device, Event, Failback, Lane, LaneRules, Measure, Mode, Name, Order, Overflow,
+    Parcel, Reason, Request, Selector, Seq, Settings, Stage, Standby, Start, Step, Ticket,
 };
 
 /// Everything the settings line of a story can say.
@@ -21,13 +21,16 @@ pub struct Heading {
     pub settings: Settings,
     /// Message events and actions are shown.
     pub messages: bool,
+    /// The highest number that the store knows of at the start, in the first lane.
+    pub highest: u64,
     pub seed: u64,
 }
 
 /// Reads `list wlan0 wwan0, hold-down 60s, …`.
 pub fn heading(line: &str) -> Result<Heading, String> {
-    let mut heading = Heading { settings: Settings::default(), messages: false, seed: 1 };
+    let mut heading = Heading { settings: Settings::default(), messages: false, highest: 0, seed: 1 };
     let s = &mut heading.settings;
+    let mut lanes = Vec::new();
     for part in line.split(',') {
         let words: Vec<&str> = part.split_whitespace().collect();
         match words.as_slice() {
@@ -52,12 +55,78 @@ pub fn heading(line: &str) -> Result<Heading, String> {
             ["routes"] => s.manage_routes = true,
             ["metered", class] => s.classes[index(class)?].metered = Some(true),
             ["unmetered", class] => s.classes[index(class)?].metered = Some(false),
+            ["lane", rules @ ..] => lanes.push(lane(rules)?),
+            ["highest", n] => heading.highest = parse(n)?,
             ["messages", "on"] => heading.messages = true,
             ["seed", n] => heading.seed = parse(n)?,
             _ => return Err(format!("unknown setting: {}", part.trim())),
         }
     }
+    if !lanes.is_empty() {
+        s.lanes = lanes;
+    }
     Ok(heading)
+}
+
+/// `9`, its priority, and what differs from the default: `5 unmetered drop-oldest most 100 memory 4000`, `5 only wlan0`.
+fn lane(words: &[&str]) -> Result<LaneRules, String> {
+    let (priority, mut words) = words.split_first().ok_or("a priority")?;
+    let mut rules = LaneRules { priority: parse(priority)?, ..LaneRules::default() };
+    while let [word, rest @ ..] = words {
+        words = match (*word, rest) {
+            ("unmetered", rest) => {
+                rules.carriers = Carriers::Unmetered;
+                rest
+            }
+            ("drop-oldest", rest) => {
+                rules.overflow = Overflow::DropOldest;
+                rest
+            }
+            ("drop-newest", rest) => {
+                rules.overflow = Overflow::DropNewest;
+                rest
+            }
+            ("most", [messages, rest @ ..]) => {
+                rules.max_messages = parse(messages)?;
+                rest
+            }
+            ("memory", [bytes, rest @ ..]) => {
+                rules.memory_bytes = Some(parse(bytes)?);
+                rest
+            }
+            // The last, for it takes all names.
+            ("only", names) => {
+                rules.carriers = Carriers::Named(names.iter().map(|n| parse(n)).collect::<Result<_, _>>()?);
+                &[]
+            }
+            _ => return Err(format!("a lane is not {word}")),
+        };
+    }
+    Ok(rules)
+}
+
+fn lane_text(rules: &LaneRules) -> String {
+    let mut text = format!("lane {}", rules.priority);
+    match rules.overflow {
+        Overflow::Refuse => {}
+        Overflow::DropOldest => text += " drop-oldest",
+        Overflow::DropNewest => text += " drop-newest",
+    }
+    if rules.max_messages != u64::MAX {
+        text += &format!(" most {}", rules.max_messages);
+    }
+    if let Some(bytes) = rules.memory_bytes {
+        text += &format!(" memory {bytes}");
+    }
+    match &rules.carriers {
+        Carriers::Any => {}
+        Carriers::Unmetered => text += " unmetered",
+        Carriers::Named(names) => {
+            text += " only";
+            names.iter().for_each(|name| text += &format!(" {name}"));
+        }
+    }
+    text
 }
 
 /// Writes the settings line.
@@ -99,6 +168,9 @@ pub fn heading_text(heading: &Heading) -> String {
             (Some(false), _) => parts.push(format!("unmetered {class}")),
             _ => {}
         }
+    }
+    if s.lanes != [LaneRules::default()] {
+        parts.extend(s.lanes.iter().map(lane_text));
     }
     if heading.messages {
         parts.push("messages on".into());
@@ -243,8 +315,17 @@ impl Reader {
                 Event::Offered { ticket: Ticket(parse(ticket)?), parcel: parcel(parse(size)?, rest)? }
             }
             ["completed", n, seq] => Event::Completed { attempt: number(n)?, seq: seq_of(seq)? },
-            ["expired", seq] => Event::Expired { from: seq_of(seq)?, through: seq_of(seq)? },
-            ["expired", from, "to", through] => Event::Expired { from: seq_of(from)?, through: seq_of(through)? },
+            ["expired", rest @ ..] => {
+                let (attempt, rest) = match rest {
+                    [n, rest @ ..] if n.starts_with('#') => (Some(number(n)?), rest),
+                    rest => (None, rest),
+                };
+                match rest {
+                    [seq] => Event::Expired { attempt, from: seq_of(seq)?, through: seq_of(seq)? },
+                    [from, "to", through] => Event::Expired { attempt, from: seq_of(from)?, through: seq_of(through)? },
+                    _ => return Err(format!("cannot read {text:?}")),
+                }
+            }
             ["lane", "full", seq] => Event::LaneFull { through: seq_of(seq)? },
             ["lane", "roomy", lane] => Event::LaneRoomy { lane: Lane(parse(lane)?) },
             ["recovered", "lane", lane, "highest", highest, runs @ ..] => {
@@ -268,6 +349,8 @@ impl Reader {
             ["disconnect"] => Command::Disconnect { request: self.request(), force: false },
             ["disconnect", "force"] => Command::Disconnect { request: self.request(), force: true },
             ["reconnect"] => Command::Reconnect { request: self.request() },
+            ["drop"] => Command::Drop { request: self.request(), lane: None },
+            ["drop", "lane", n] => Command::Drop { request: self.request(), lane: Some(Lane(parse(n)?)) },
             ["flush", limit] => Command::Flush { request: self.request(), limit: duration(limit)? },
             ["list", items @ ..] => {
                 Command::SetList { list: items.iter().map(|i| parse::<Selector>(i)).collect::<Result<_, _>>()? }

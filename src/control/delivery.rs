@@ -1,17 +1,18 @@
-//! Messages: admitted, in flight, acknowledged, kept, released, given up. It is long, because the window, keeping and the
-//! choice between lanes are one set of rules over the same numbers; what a single lane knows is in `queue`.
+//! Messages: admitted, in flight, acknowledged, kept, released, given up.
 //!
 //! Decides when a message is ours, when and in which order it is sent, when it must be made durable, and when it may be
 //! forgotten. An application is told "kept" only when the store or the cloud has the message (R-SF-3), or its lane lives
 //! in memory by its own rule; a message is released only after the cloud acknowledged it or its lane's rule gave it up,
 //! and the same is true of everything before it in its lane. It moves numbers, never payloads, and its memory is bounded
-//! by the window and by what is not yet kept: what waits on disk is a few ranges of numbers.
+//! by the window and by what is not yet kept: what waits on disk is a few runs of numbers. What a single lane knows is in
+//! `queue`. It is long, because the window, keeping and the choice between lanes are one set of rules.
 
 mod queue;
+mod runs;
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use core::ops::RangeInclusive;
+use core::cmp::Reverse;
 use core::time::Duration;
 
 use crate::Unreleased;
@@ -34,10 +35,14 @@ const LATE_MOST: Duration = Duration::from_secs(1);
 /// After a message was late the next ones wait no longer than the least, for this long: an application that may have so many
 /// open would otherwise be read only so often a second (R-TX-1).
 const SLOW_KEPT: Duration = Duration::from_secs(5);
+/// How long an application waits for "kept" while neither store nor cloud can keep its message; then it is refused, or
+/// what it has open would block it for a week (R-TX-1, R-TX-10).
+const KEPT_LIMIT: Duration = Duration::from_secs(30);
 
 /// Of so many messages sent while a higher lane has more, one comes from a lower lane: none is starved.
 const SHARE: u64 = 16;
-/// The part of the window that only the highest lanes may fill, so that a backlog in flight does not make them wait.
+/// This part of the window, and of what may wait for "kept", is for the highest lanes alone: what others have there does
+/// not make them wait.
 const RESERVE: usize = 8;
 
 #[derive(Clone, Copy, Debug)]
@@ -69,8 +74,22 @@ impl Line {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Store {
     Works,
-    Full,
     Fails,
+}
+
+/// How long a message waits for the cloud before it goes to the store.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    late: Duration,
+    /// The cloud is late again and again until then: what comes meanwhile need not wait as long to learn it.
+    slow_until: Instant,
+}
+
+impl Patience {
+    /// When a message that came then is late.
+    fn ends(self, at: Instant) -> Instant {
+        at + if at < self.slow_until { self.late.min(LATE_LEAST) } else { self.late }
+    }
 }
 
 /// The state of all messages.
@@ -78,54 +97,54 @@ enum Store {
 pub struct Delivery {
     line: Line,
     store: Store,
-    rules: Vec<LaneRules>,
+    patience: Patience,
     /// In the order of the rules.
     queues: Vec<Queue>,
-    /// The lanes as they go first.
-    ranking: Vec<usize>,
-    /// Whether the uplink of the moment may carry the lane, or, without one, any that is there.
-    carried: Vec<bool>,
+    /// The priority of the highest.
+    highest: u8,
     /// In flight, in the order of sending.
     window: VecDeque<Sent>,
-    unkept: usize,
-    unkept_bytes: u64,
+    /// When the latest of those was sent whose answer has come: what went out before has arrived.
+    arrived: Instant,
     /// Messages sent that may have been sent before.
     repeated: u64,
     /// Messages sent at all.
     turns: u64,
-    late: Duration,
-    /// The cloud is late again and again until then: what comes meanwhile need not wait as long to learn it.
-    slow_until: Instant,
+    /// Messages sent since one of a lower lane was passed over and none has had its turn.
+    overtakes: u64,
 }
 
 impl Delivery {
     /// Starts with what the store found in each lane.
     pub fn restore(rules: &[LaneRules], found: &[Unreleased]) -> Delivery {
-        let mut rules: Vec<LaneRules> = rules.iter().take(LANES_MAX).cloned().collect();
-        if rules.is_empty() {
-            rules.push(LaneRules::default());
-        }
-        let nothing = Unreleased::default();
-        let queue = |index: usize| {
-            let found = found.get(index).unwrap_or(&nothing);
-            Queue::restore(Lane(index as u8), &found.runs, found.highest)
+        let (fallback, nothing) = ([LaneRules::default()], Unreleased::default());
+        let rules = if rules.is_empty() { &fallback } else { rules };
+        let lane = |(index, rules): (usize, &LaneRules)| {
+            Queue::restore(Lane(index as u8), rules.clone(), found.get(index).unwrap_or(&nothing))
         };
-        let mut ranking: Vec<usize> = (0..rules.len()).collect();
-        ranking.sort_by_key(|index| core::cmp::Reverse(rules.get(*index).map_or(0, |rules| rules.priority)));
+        let queues: Vec<Queue> = rules.iter().take(LANES_MAX).enumerate().map(lane).collect();
         Delivery {
             line: Line::Shut,
             store: Store::Works,
-            queues: (0..rules.len()).map(queue).collect(),
-            carried: rules.iter().map(|_| true).collect(),
-            ranking,
-            rules,
+            patience: Patience { late: LATE_MOST, slow_until: Instant::default() },
+            highest: queues.iter().map(|queue| queue.rules.priority).max().unwrap_or(0),
+            queues,
             window: VecDeque::new(),
-            unkept: 0,
-            unkept_bytes: 0,
+            arrived: Instant::default(),
             repeated: 0,
             turns: 0,
-            late: LATE_MOST,
-            slow_until: Instant::default(),
+            overtakes: 0,
+        }
+    }
+
+    /// How many messages in flight this event settles.
+    pub fn settles(&self, event: &Event) -> usize {
+        match event {
+            Event::Acked { attempt, seq } | Event::Completed { attempt, seq } | Event::Rejected { attempt, seq } => {
+                usize::from(self.awaits(*attempt, *seq))
+            }
+            Event::Expired { attempt: Some(attempt), from, through } => self.awaited(*attempt, *from, *through).count(),
+            _ => 0,
         }
     }
 
@@ -133,15 +152,20 @@ impl Delivery {
     /// a move or a farewell counts all the same.
     pub fn answered(&mut self, turn: &mut Turn, event: &Event) {
         match event {
-            Event::Acked { attempt, seq } | Event::Completed { attempt, seq } if self.awaits(*attempt, *seq) => {
-                self.through(turn, *seq);
-            }
-            Event::Rejected { attempt, seq } if self.awaits(*attempt, *seq) => {
-                if let Some(queue) = self.queue(seq.lane()) {
+            Event::Acked { attempt, seq } => self.through(turn, *attempt, *seq, true, Queue::through),
+            Event::Completed { attempt, seq } => self.through(turn, *attempt, *seq, false, Queue::through),
+            Event::Rejected { attempt, seq } => {
+                self.through(turn, *attempt, *seq, true, |queue, turn, number, in_flight| {
                     queue.rejected += 1;
+                    turn.ask(Action::SetAside { seq: queue.seq(number) });
+                    queue.through(turn, number, in_flight);
+                });
+            }
+            Event::Expired { attempt: Some(attempt), from, through } => {
+                let unsent: Vec<Seq> = self.awaited(*attempt, *from, *through).collect();
+                for seq in unsent {
+                    self.through(turn, *attempt, seq, false, Queue::expire_in_flight);
                 }
-                turn.ask(Action::SetAside { seq: *seq });
-                self.through(turn, *seq);
             }
             _ => {}
         }
@@ -151,30 +175,38 @@ impl Delivery {
     pub fn step(&mut self, turn: &mut Turn, event: &Event) {
         match event {
             Event::Offered { ticket, parcel } => self.offered(turn, *ticket, *parcel),
-            Event::Stored { through } => self.stored(turn, *through),
-            Event::StorageFailed { full } => self.store = if *full { Store::Full } else { Store::Fails },
+            Event::Stored { through } => {
+                self.queue(through.lane()).into_iter().for_each(|queue| queue.stored(turn, through.number()));
+            }
+            Event::StorageFailed { full: _ } => self.store = Store::Fails,
             Event::StorageHealed => {
                 self.store = Store::Works;
-                self.queues.iter_mut().for_each(|queue| queue.appended = 0);
+                self.queues.iter_mut().for_each(Queue::append_anew);
             }
-            Event::Expired { from, through } => self.expired(turn, *from, *through),
-            Event::LaneFull { through } => self.lane_full(turn, *through),
-            Event::LaneRoomy { lane } => self.queue(*lane).into_iter().for_each(|queue| queue.full = false),
-            Event::Recovered { lane, runs, highest } => {
-                if let Some(queue) = self.queue(*lane) {
-                    queue.recovered(turn, runs, *highest);
+            // What is in flight was sent, whatever its age by now.
+            Event::Expired { attempt: _, from, through } => {
+                let in_flight = self.oldest_in_flight(from.lane());
+                if let Some(queue) = self.queue(from.lane()) {
+                    queue.expire(turn, &(from.number()..=through.number()), in_flight);
                 }
+            }
+            Event::LaneFull { through } => {
+                self.queue(through.lane()).into_iter().for_each(|queue| queue.full = Some(through.number()));
+            }
+            Event::LaneRoomy { lane } => self.queue(*lane).into_iter().for_each(|queue| queue.full = None),
+            Event::Recovered { lane, runs, highest } => {
+                self.queue(*lane).into_iter().for_each(|queue| queue.recovered(turn, runs, *highest));
             }
             Event::Asked(Command::Drop { request, lane }) => {
-                for index in
-                    (0..self.queues.len()).filter(|index| lane.is_none_or(|lane| usize::from(lane.0) == *index))
-                {
-                    self.drop_waiting(turn, index, NUMBER_MAX);
-                }
+                let lanes = (0..self.queues.len()).map(|index| Lane(index as u8));
+                lanes.filter(|own| lane.is_none_or(|lane| lane == *own)).for_each(|own| {
+                    self.drop_waiting(turn, own, NUMBER_MAX);
+                });
                 turn.ask(Action::Answer { request: *request, outcome: Outcome::Done });
             }
             _ => {}
         }
+        self.make_room(turn);
         self.pump(turn);
         self.keep(turn);
     }
@@ -188,15 +220,14 @@ impl Delivery {
         self.line = Line::Open { attempt, interface, window: usize::from(window.min(window_max).max(1)) };
     }
 
-    /// No session any more: what was in flight waits again, in front.
+    /// No session any more: what was in flight waits again, where it stood.
     pub fn shut(&mut self) {
         self.line = Line::Shut;
-        let sent: Vec<Seq> = self.window.drain(..).map(|sent| sent.seq).collect();
-        for (index, queue) in self.queues.iter_mut().enumerate() {
-            let own = sent.iter().filter(|seq| usize::from(seq.lane().0) == index);
-            let mut numbers: Vec<u64> = own.map(|seq| seq.number()).collect();
-            numbers.sort_unstable();
-            queue.unsend(&numbers);
+        self.arrived = Instant::default();
+        for Sent { seq, .. } in self.window.drain(..) {
+            if let Some(queue) = self.queues.get_mut(usize::from(seq.lane().0)) {
+                queue.unsend(seq.number());
+            }
         }
     }
 
@@ -217,27 +248,29 @@ impl Delivery {
 
     /// Which lanes may go out now, or could without a session.
     pub fn set_carried(&mut self, carried: impl Fn(&LaneRules) -> bool) {
-        for (may, rules) in self.carried.iter_mut().zip(&self.rules) {
-            *may = carried(rules);
-        }
+        self.queues.iter_mut().for_each(|queue| queue.carried = carried(&queue.rules));
     }
 
     /// How long the cloud may take before a message goes to the store, from the session's round trip.
     pub fn set_late(&mut self, configured: Option<Duration>, round_trip: Option<Duration>) {
         let auto = round_trip.map_or(LATE_MOST, |r| r.saturating_mul(2).clamp(LATE_LEAST, LATE_MOST));
-        self.late = configured.unwrap_or(auto);
+        self.patience.late = configured.unwrap_or(auto);
     }
 
     /// Everything that is not kept goes to the store now: the daemon is stopping.
     pub fn keep_all(&mut self, turn: &mut Turn) {
-        for index in 0..self.queues.len() {
-            self.append(turn, index, |_| true);
+        for queue in &mut self.queues {
+            if queue.in_memory() {
+                queue.keep_in_memory(turn, |_| true)
+            } else {
+                queue.append(turn, |_| true)
+            };
         }
     }
 
     /// Whether an answer for this message on this connection counts: it is in flight there.
     pub fn awaits(&self, attempt: Attempt, seq: Seq) -> bool {
-        self.on_line(attempt) && self.window.iter().any(|s| s.seq == seq)
+        self.awaited(attempt, seq, seq).next().is_some()
     }
 
     /// When the oldest message in flight on this connection that was sent after this moment was sent.
@@ -248,15 +281,20 @@ impl Delivery {
         self.window.iter().map(|s| s.at).find(|at| *at > after)
     }
 
+    /// Everything that went out before this moment has arrived: what went out later was answered.
+    pub fn has_arrived(&self, attempt: Attempt, before: Instant) -> bool {
+        self.on_line(attempt) && self.arrived > before
+    }
+
     /// The round trip that an acknowledgement of `seq` would show now; none for a message sent twice (Karn).
     pub fn sample(&self, now: Instant, attempt: Attempt, seq: Seq) -> Option<Duration> {
         self.window.iter().find(|s| s.seq == seq && !s.again && self.on_line(attempt)).map(|s| now.since(s.at))
     }
 
     /// Messages in flight, and those that could be.
-    pub fn work(&self) -> u64 {
-        let waiting = self.queues.iter().zip(&self.carried).filter(|(_, carried)| **carried);
-        waiting.map(|(queue, _)| queue.waiting()).sum::<u64>() + self.window.len() as u64
+    pub fn work(&self) -> usize {
+        let waiting = self.queues.iter().filter(|queue| queue.carried).map(Queue::waiting).sum::<u64>();
+        usize::try_from(waiting).unwrap_or(usize::MAX).saturating_add(self.window.len())
     }
 
     /// Where each lane stands: what is admitted from now on lies behind it.
@@ -269,11 +307,15 @@ impl Delivery {
         self.queues.iter().zip(marks).all(|(queue, mark)| queue.released_below() >= *mark)
     }
 
-    /// When a message is next late.
+    /// When a message is next late, or waits in vain.
     pub fn deadline(&self) -> Option<Instant> {
-        let lanes = self.queues.iter().enumerate().filter(|(index, _)| self.keeps(*index) && !self.is_away(*index));
-        let next = lanes.filter_map(|(_, queue)| queue.unkept.get(queue.appended));
-        next.map(|unkept| unkept.at + self.patience(unkept.at)).min()
+        let next = |queue: &Queue| {
+            if self.is_stuck(queue) {
+                return queue.unkept_since().map(|at| at + KEPT_LIMIT);
+            }
+            queue.fresh_since().filter(|_| self.keeps(queue) && !self.is_away(queue)).map(|at| self.patience.ends(at))
+        };
+        self.queues.iter().filter_map(next).min()
     }
 
     /// The numbers for displays.
@@ -284,15 +326,15 @@ impl Delivery {
             in_flight: self.window.len() as u32,
             refused: sum(|queue| queue.refused),
             rejected: sum(|queue| queue.rejected),
-            dropped: sum(|queue| queue.dropped),
-            expired: sum(|queue| queue.expired),
+            dropped: sum(Queue::dropped),
+            expired: sum(Queue::expired),
             repeated: self.repeated,
         }
     }
 
     /// The same for each lane.
     pub fn lanes(&self) -> Vec<LaneStatus> {
-        self.queues.iter().zip(&self.carried).map(|(queue, carried)| queue.status(*carried)).collect()
+        self.queues.iter().map(Queue::status).collect()
     }
 
     fn on_line(&self, attempt: Attempt) -> bool {
@@ -303,234 +345,174 @@ impl Delivery {
         self.queues.get_mut(usize::from(lane.0))
     }
 
+    /// What is in flight on this connection between these two of one lane.
+    fn awaited(&self, attempt: Attempt, from: Seq, through: Seq) -> impl Iterator<Item = Seq> {
+        let window = self.window.iter().filter(move |_| self.on_line(attempt));
+        window.map(|sent| sent.seq).filter(move |seq| (from..=through).contains(seq))
+    }
+
+    fn oldest_in_flight(&self, lane: Lane) -> Option<u64> {
+        self.window.iter().map(|sent| sent.seq).filter(|seq| seq.lane() == lane).map(Seq::number).min()
+    }
+
     /// Nothing of this lane can go out now.
-    fn is_away(&self, index: usize) -> bool {
-        self.line == Line::Shut || !self.carried.get(index).copied().unwrap_or(false)
+    fn is_away(&self, queue: &Queue) -> bool {
+        self.line == Line::Shut || !queue.carried
     }
 
     /// Memory keeps what its lane admits; a disk only while it works.
-    fn keeps(&self, index: usize) -> bool {
-        self.in_memory(index) || self.store == Store::Works
+    fn keeps(&self, queue: &Queue) -> bool {
+        queue.in_memory() || self.store == Store::Works
     }
 
-    fn in_memory(&self, index: usize) -> bool {
-        self.rules.get(index).is_some_and(|rules| rules.memory_bytes.is_some())
+    /// Neither the cloud nor the store will keep what comes now (R-SF-11).
+    fn is_stuck(&self, queue: &Queue) -> bool {
+        let full = queue.full.is_some() && queue.rules.overflow != Overflow::DropOldest;
+        self.is_away(queue) && (full || !self.keeps(queue))
     }
 
     fn offered(&mut self, turn: &mut Turn, ticket: Ticket, parcel: Parcel) {
-        let lane = usize::from(parcel.lane.0);
-        let index = if lane < self.queues.len() { lane } else { 0 };
-        let verdict = self.room_for(turn, index, parcel);
-        let sized = self.in_memory(index);
-        let Some(queue) = self.queues.get_mut(index) else { return };
-        if let Err(refusal) = verdict {
-            match refusal {
-                Refusal::Dropped => queue.dropped += 1,
-                Refusal::Full | Refusal::NotConnected => queue.refused += 1,
-            }
-            return turn.ask(Action::Refuse { ticket, refusal });
+        let lane = if usize::from(parcel.lane.0) < self.queues.len() { parcel.lane } else { Lane(0) };
+        let verdict = self.room_for(turn, lane, parcel);
+        let Some(queue) = self.queue(lane) else { return };
+        match verdict {
+            Ok(()) => queue.admit(turn, ticket, parcel),
+            Err(refusal) => queue.refuse(turn, ticket, refusal),
         }
-        queue.admit(turn, ticket, parcel, sized);
-        self.unkept += 1;
-        self.unkept_bytes += u64::from(parcel.size);
     }
 
     /// Whether one more is taken, where necessary for an older one.
-    fn room_for(&mut self, turn: &mut Turn, index: usize, parcel: Parcel) -> Result<(), Refusal> {
+    fn room_for(&mut self, turn: &mut Turn, lane: Lane, parcel: Parcel) -> Result<(), Refusal> {
+        let Some(queue) = self.queues.get(usize::from(lane.0)) else { return Err(Refusal::Full) };
         if parcel.online_only && self.line == Line::Shut {
             return Err(Refusal::NotConnected);
         }
-        if self.unkept >= UNKEPT_MAX || self.unkept_bytes >= UNKEPT_BYTES_MAX {
+        if self.is_crowded(queue) || !self.keeps(queue) && self.is_stuck(queue) {
             return Err(Refusal::Full);
         }
-        let Some(overflow) = self.rules.get(index).map(|rules| rules.overflow) else { return Err(Refusal::Full) };
-        let newest = if overflow == Overflow::DropNewest { Refusal::Dropped } else { Refusal::Full };
-        // With the store out of order only the cloud can keep a message (R-SF-11).
-        if !self.keeps(index) && self.is_away(index) {
-            return Err(Refusal::Full);
+        if self.is_stuck(queue) {
+            return Err(queue.no_room());
         }
-        let full = self.queues.get(index).is_some_and(|queue| queue.full);
-        if full && self.is_away(index) && overflow != Overflow::DropOldest {
-            return Err(newest);
-        }
-        while self.is_over(index, parcel.size) {
-            let oldest = self.queues.get(index).and_then(Queue::first).filter(|_| overflow == Overflow::DropOldest);
-            match oldest {
-                Some(oldest) => self.drop_waiting(turn, index, oldest),
-                None => return Err(newest),
+        match queue.room_behind(parcel.size) {
+            Some(0) => Ok(()),
+            Some(through) if queue.rules.overflow == Overflow::DropOldest => {
+                self.drop_waiting(turn, lane, through);
+                Ok(())
             }
+            Some(_) | None => Err(queue.no_room()),
         }
-        Ok(())
     }
 
-    /// One more message of this size is more than the lane's bounds allow.
-    fn is_over(&self, index: usize, size: u32) -> bool {
-        let (Some(queue), Some(rules)) = (self.queues.get(index), self.rules.get(index)) else { return true };
-        let bytes = rules.memory_bytes.is_some_and(|most| queue.bytes + u64::from(size) > most);
-        queue.held() >= rules.max_messages || bytes
+    /// So much waits for "kept" that no more of this lane is taken.
+    fn is_crowded(&self, queue: &Queue) -> bool {
+        let all = self.queues.iter().map(Queue::unkept);
+        let (messages, bytes) = all.fold((0, 0), |(m, b), (messages, bytes)| (m + messages, b + bytes));
+        let parts = if queue.rules.priority == self.highest { RESERVE } else { RESERVE - 1 };
+        messages >= UNKEPT_MAX / RESERVE * parts || bytes >= UNKEPT_BYTES_MAX / RESERVE as u64 * parts as u64
     }
 
     /// Gives up what waits up to this number.
-    fn drop_waiting(&mut self, turn: &mut Turn, index: usize, through: u64) {
-        let dropped = self.give_up(turn, index, &(0..=through), Some(Refusal::Dropped));
-        self.queues.get_mut(index).into_iter().for_each(|queue| queue.dropped += dropped);
+    fn drop_waiting(&mut self, turn: &mut Turn, lane: Lane, through: u64) {
+        let in_flight = self.oldest_in_flight(lane);
+        self.queue(lane).into_iter().for_each(|queue| queue.drop_waiting(turn, &(0..=through), in_flight));
     }
 
-    fn lane_full(&mut self, turn: &mut Turn, through: Seq) {
-        let index = usize::from(through.lane().0);
-        let Some(queue) = self.queues.get_mut(index) else { return };
-        queue.full = true;
-        if self.rules.get(index).is_some_and(|rules| rules.overflow == Overflow::DropOldest) {
-            self.drop_waiting(turn, index, through.number());
-        }
-    }
-
-    fn expired(&mut self, turn: &mut Turn, from: Seq, through: Seq) {
-        let index = usize::from(from.lane().0);
-        let range = from.number()..=through.number();
-        let sent = |sent: &Sent| sent.seq.lane() == from.lane() && range.contains(&sent.seq.number());
-        let flying: Vec<Seq> = self.window.iter().filter(|s| sent(s)).map(|s| s.seq).collect();
-        for seq in &flying {
-            turn.ask(Action::Discard { from: *seq, through: *seq });
-            self.through(turn, *seq);
-        }
-        let waiting = self.give_up(turn, index, &range, None);
-        self.queues.get_mut(index).into_iter().for_each(|queue| queue.expired += waiting + flying.len() as u64);
-    }
-
-    /// Takes what waits in this range out for good, and answers for it; how many that were.
-    fn give_up(&mut self, turn: &mut Turn, index: usize, range: &RangeInclusive<u64>, refusal: Option<Refusal>) -> u64 {
-        let Some(queue) = self.queues.get_mut(index) else { return 0 };
-        let mut count = 0;
-        for run in queue.take_out(range) {
-            let (from, through) = (queue.seq(*run.start()), queue.seq(*run.end()));
-            let unkept = queue.unkept_in(&run);
-            self.unkept = self.unkept.saturating_sub(unkept.len());
-            for number in unkept {
-                self.unkept_bytes = self.unkept_bytes.saturating_sub(queue.settle(turn, number, refusal));
+    /// Drops the oldest of lanes that have reached their size on disk, also what was still in flight when they did.
+    fn make_room(&mut self, turn: &mut Turn) {
+        for index in 0..self.queues.len() {
+            let Some(queue) = self.queues.get(index) else { continue };
+            let through = queue.full.filter(|_| queue.rules.overflow == Overflow::DropOldest);
+            if let Some(through) = through.filter(|through| queue.first().is_some_and(|first| first <= *through)) {
+                self.drop_waiting(turn, Lane(index as u8), through);
             }
-            queue.forget_sizes(&run);
-            count += run.end() - run.start() + 1;
-            turn.ask(Action::Discard { from, through });
         }
-        if count > 0 {
-            self.release(turn, index);
+    }
+
+    /// In flight there, and now settled in this way. An answer of the server also says that it arrived.
+    fn through(
+        &mut self,
+        turn: &mut Turn,
+        attempt: Attempt,
+        seq: Seq,
+        answer: bool,
+        settle: impl FnOnce(&mut Queue, &mut Turn, u64, Option<u64>),
+    ) {
+        if !self.on_line(attempt) {
+            return;
         }
-        count
-    }
-
-    /// In flight, and now through, whatever that means.
-    fn through(&mut self, turn: &mut Turn, seq: Seq) {
-        let Some(place) = self.window.iter().position(|s| s.seq == seq) else { return };
-        self.window.remove(place);
-        let index = usize::from(seq.lane().0);
-        let Some(queue) = self.queues.get_mut(index) else { return };
-        queue.in_flight = queue.in_flight.saturating_sub(1);
-        let unkept = queue.unkept.len();
-        self.unkept_bytes = self.unkept_bytes.saturating_sub(queue.settle(turn, seq.number(), None));
-        self.unkept = self.unkept.saturating_sub(unkept - queue.unkept.len());
-        self.release(turn, index);
-    }
-
-    fn stored(&mut self, turn: &mut Turn, through: Seq) {
-        let Some(queue) = self.queues.get_mut(usize::from(through.lane().0)) else { return };
-        let unkept = queue.unkept.len();
-        self.unkept_bytes = self.unkept_bytes.saturating_sub(queue.stored(turn, through.number()));
-        self.unkept = self.unkept.saturating_sub(unkept - queue.unkept.len());
-    }
-
-    fn release(&mut self, turn: &mut Turn, index: usize) {
-        let own = self.window.iter().map(|s| s.seq).filter(|seq| usize::from(seq.lane().0) == index);
-        let oldest = own.map(Seq::number).min();
-        self.queues.get_mut(index).into_iter().for_each(|queue| queue.release(turn, oldest));
+        let Some(sent) = self.window.iter().position(|s| s.seq == seq).and_then(|place| self.window.remove(place))
+        else {
+            return;
+        };
+        if answer {
+            self.arrived = self.arrived.max(sent.at);
+        }
+        let in_flight = self.oldest_in_flight(seq.lane());
+        if let Some(queue) = self.queue(seq.lane()) {
+            settle(queue, turn, seq.number(), in_flight);
+        }
     }
 
     fn pump(&mut self, turn: &mut Turn) {
         let Line::Open { attempt, window, .. } = self.line else { return };
         while self.window.len() < window
-            && let Some((seq, again)) =
-                self.next_lane(window).and_then(|index| self.queues.get_mut(index)?.send_first())
+            && let Some((index, passed_over)) = self.next_lane(window)
+            && let Some(queue) = self.queues.get_mut(index)
+            && let Some((seq, again)) = queue.send_first()
         {
             self.turns += 1;
+            queue.served = self.turns;
+            self.overtakes = if passed_over { self.overtakes + 1 } else { 0 };
             self.repeated += u64::from(again);
             self.window.push_back(Sent { seq, at: turn.now, again });
             turn.ask(Action::Transmit { attempt, seq, again });
         }
     }
 
-    /// Whose turn it is: the highest lane that has something to send, now and then a lower one, those of one rank in
-    /// turn. The last places of the window are for the highest of all.
-    fn next_lane(&self, window: usize) -> Option<usize> {
-        let rank = |index: usize| self.rules.get(index).map_or(0, |rules| rules.priority);
-        let highest = self.ranking.first().map_or(0, |index| rank(*index));
+    /// Whose turn it is, and whether lower ones are passed over: the highest lane that has something to send, now and then a
+    /// lower one; of several the one that has waited longest. Part of the window is for the highest of all.
+    fn next_lane(&self, window: usize) -> Option<(usize, bool)> {
         let reserve = if window < 4 { 0 } else { (window / RESERVE).max(1) };
-        let crowded = self.window.len() + reserve >= window;
-        let ready = |index: &usize| {
-            let queue = self.queues.get(*index);
-            let waits = queue.is_some_and(|q| q.waiting() > 0 && (self.store != Store::Works || !q.is_first_held()));
-            waits && !self.is_away(*index) && !(crowded && rank(*index) < highest)
+        let others = self.queues.iter().filter(|queue| queue.rules.priority < self.highest);
+        let crowded = others.map(Queue::in_flight).sum::<u64>() as usize + reserve >= window;
+        let ready = |queue: &Queue| {
+            let may = queue.rules.priority == self.highest || !crowded;
+            let held = self.store == Store::Works && queue.is_first_exact();
+            may && queue.waiting() > 0 && !self.is_away(queue) && !held
         };
-        let mut lanes = self.ranking.iter().copied().filter(ready);
-        let first = lanes.next()?;
-        let Some(second) = lanes.next() else { return Some(first) };
-        let lanes: Vec<usize> = [first, second].into_iter().chain(lanes).collect();
-        let equal = lanes.iter().take_while(|index| rank(**index) == rank(first)).count();
-        let turn = self.turns as usize;
-        let lower = lanes.len() - equal;
-        let place = match self.turns % SHARE {
-            0 if lower > 0 => equal + (turn / SHARE as usize) % lower,
-            _ => turn % equal,
-        };
-        lanes.get(place).copied()
+        let ready = || self.queues.iter().enumerate().filter(|(_, queue)| ready(queue));
+        let (first, queue) = ready().min_by_key(|(_, queue)| (Reverse(queue.rules.priority), queue.served))?;
+        let lower = ready().filter(|(_, lower)| lower.rules.priority < queue.rules.priority);
+        match lower.min_by_key(|(_, queue)| queue.served) {
+            Some((lower, _)) if self.overtakes + 1 >= SHARE => Some((lower, false)),
+            lower => Some((first, lower.is_some())),
+        }
     }
 
+    /// What the cloud has not acknowledged in time goes to the store; what lives in memory is kept by being here.
     fn keep(&mut self, turn: &mut Turn) {
         for index in 0..self.queues.len() {
-            if !self.keeps(index) {
-                continue;
+            let Some(queue) = self.queues.get(index) else { continue };
+            let (away, patience, now) = (self.is_away(queue), self.patience, turn.now);
+            let (stuck, keeps) = (self.is_stuck(queue), self.keeps(queue));
+            let overdue = stuck && queue.unkept_since().is_some_and(|at| now >= at + KEPT_LIMIT);
+            let in_flight = if overdue { self.oldest_in_flight(Lane(index as u8)) } else { None };
+            let Some(queue) = self.queues.get_mut(index) else { continue };
+            let due = |at: Instant| away || now >= patience.ends(at);
+            let late = match (queue.in_memory(), keeps) {
+                (true, _) => queue.keep_in_memory(turn, due),
+                (false, true) => queue.append(turn, due),
+                (false, false) => 0,
+            };
+            if late > 0 && !away {
+                self.patience.slow_until = now + SLOW_KEPT;
             }
-            let (away, now, patient) = (self.is_away(index), turn.now, self.late);
-            let slow_until = self.slow_until;
-            let late = |at: Instant| now >= at + patience(at, patient, slow_until);
-            let appended = self.append(turn, index, |unkept| away || late(unkept.at));
-            if appended > 0 && !away {
-                self.slow_until = turn.now + SLOW_KEPT;
+            if overdue {
+                let refusal = if keeps { queue.no_room() } else { Refusal::Full };
+                queue.refuse_overdue(turn, now.before(KEPT_LIMIT), refusal, in_flight);
             }
         }
     }
-
-    /// Has the store keep what is due, and everything before it and before whatever may not go out otherwise; how many
-    /// were due. What lives in memory is kept by being here.
-    fn append(&mut self, turn: &mut Turn, index: usize, due: impl Fn(&queue::Unkept) -> bool) -> usize {
-        let memory = self.in_memory(index);
-        let Some(queue) = self.queues.get_mut(index) else { return 0 };
-        let fresh = || queue.unkept.iter().enumerate().skip(queue.appended);
-        let late = fresh().take_while(|(_, unkept)| due(unkept)).count();
-        if memory {
-            let kept: Vec<u64> = queue.unkept.iter().take(late).map(|unkept| unkept.number).collect();
-            for number in kept {
-                self.unkept_bytes = self.unkept_bytes.saturating_sub(queue.keep_in_memory(turn, number));
-                self.unkept = self.unkept.saturating_sub(1);
-            }
-            return late;
-        }
-        let exact = fresh().filter(|(_, unkept)| unkept.exact).last().map_or(0, |(place, _)| place + 1);
-        let through = exact.max(queue.appended + late);
-        for unkept in queue.unkept.range(queue.appended..through) {
-            turn.ask(Action::Append { seq: queue.seq(unkept.number) });
-        }
-        queue.appended = through;
-        late
-    }
-
-    /// How long a message that came then may wait for the cloud.
-    fn patience(&self, at: Instant) -> Duration {
-        patience(at, self.late, self.slow_until)
-    }
-}
-
-fn patience(at: Instant, late: Duration, slow_until: Instant) -> Duration {
-    if at < slow_until { late.min(LATE_LEAST) } else { late }
 }
 
 #[cfg(test)]
@@ -539,6 +521,7 @@ mod tests {
     use crate::backoff::Dice;
     use crate::settings::Settings;
     use alloc::vec;
+    use core::ops::RangeInclusive;
 
     /// What a turn at this moment asks for.
     fn turn(at: u64, deed: impl FnOnce(&mut Turn)) -> Vec<Action> {
@@ -597,7 +580,7 @@ mod tests {
         open(&mut delivery, 0, Attempt(1), 100);
         turn(1, |t| delivery.answered(t, &Event::Acked { attempt: Attempt(1), seq: Seq(2) }));
         delivery.shut();
-        assert_eq!(*delivery.queues[0].backlog(), [1..=1, 3..=5]);
+        assert_eq!(*delivery.queues[0].runs(), [1..=1, 3..=5]);
         assert_eq!((delivery.queues[0].waiting(), delivery.status().messages), (4, 4));
         let actions = open(&mut delivery, 2, Attempt(2), 2);
         assert_eq!(sent(&actions), [(1, true), (3, true)]);

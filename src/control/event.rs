@@ -292,8 +292,10 @@ pub enum Event {
     Stored {
         through: Seq,
     },
-    /// These messages of one lane are older than they may get: nobody wants them any more (R-SF-6).
+    /// These messages of one lane are older than they may get: nobody wants them any more (R-SF-6). With an attempt they were
+    /// to go out there and were not sent; without one they wait, and those in flight by now are not meant.
     Expired {
+        attempt: Option<Attempt>,
         from: Seq,
         through: Seq,
     },
@@ -306,7 +308,8 @@ pub enum Event {
         lane: Lane,
     },
     /// The store of this lane could be read only now: what it held since an earlier start, in ascending runs of numbers,
-    /// and the highest number ever used there.
+    /// and the highest number ever used there. All lie below what was given out meanwhile; the heart answers with a
+    /// `Release` below the first of them, and releases from before that must not touch them.
     Recovered {
         lane: Lane,
         runs: Vec<RangeInclusive<u64>>,
@@ -482,8 +485,11 @@ impl fmt::Display for Event {
             }
             Event::Offered { ticket, parcel } => write!(f, "offered {} {parcel}", ticket.0),
             Event::Stored { through } => write!(f, "stored {through}"),
-            Event::Expired { from, through } if from == through => write!(f, "expired {from}"),
-            Event::Expired { from, through } => write!(f, "expired {from} to {through}"),
+            Event::Expired { attempt, from, through } => {
+                f.write_str("expired")?;
+                attempt.iter().try_for_each(|attempt| write!(f, " {attempt}"))?;
+                if from == through { write!(f, " {from}") } else { write!(f, " {from} to {through}") }
+            }
             Event::LaneFull { through } => write!(f, "lane full {through}"),
             Event::LaneRoomy { lane } => write!(f, "lane roomy {}", lane.0),
             Event::Recovered { lane, runs, highest } => {

@@ -226,21 +226,17 @@ impl Control {
     /// What delivery will say once this event is counted.
     fn flow(&self, event: &Event) -> Flow {
         let session = self.failover.session().map(|s| s.attempt);
-        let (settled, sample) = match event {
-            Event::Acked { attempt, seq } => {
-                (u32::from(self.delivery.awaits(*attempt, *seq)), self.delivery.sample(self.now, *attempt, *seq))
-            }
-            Event::Completed { attempt, seq } | Event::Rejected { attempt, seq } => {
-                (u32::from(self.delivery.awaits(*attempt, *seq)), None)
-            }
-            _ => (0, None),
+        let settled = self.delivery.settles(event);
+        let sample = match event {
+            Event::Acked { attempt, seq } => self.delivery.sample(self.now, *attempt, *seq),
+            _ => None,
         };
         let status = self.delivery.status();
         Flow {
             oldest_sent: self.oldest_sent(),
             waits_since: session.and_then(|attempt| self.delivery.oldest_sent(attempt, Instant::default())),
-            quiet: status.in_flight <= settled,
-            empty: self.delivery.work() <= u64::from(settled) && !matches!(event, Event::Offered { .. }),
+            quiet: status.in_flight as usize <= settled,
+            empty: self.delivery.work() <= settled && !matches!(event, Event::Offered { .. }),
             sample,
             tally: status,
         }
@@ -299,17 +295,19 @@ impl Control {
     }
 }
 
-/// Tells delivery which lanes may go out over the interface of the moment, or, without one, over any that is there.
+/// Tells delivery which lanes may go out over the interface of the moment, or, without one, over any that may still come up.
 fn carry(delivery: &mut Delivery, interfaces: &Interfaces, settings: &Settings) {
     let over = |rules: &LaneRules, name: Name| match &rules.carriers {
         Carriers::Any => true,
         Carriers::Unmetered => !interfaces.metered(name, settings),
         Carriers::Named(list) => list.iter().any(|selector| interfaces.answers(name, *selector)),
     };
+    let hopeful = |name: &Name| !matches!(interfaces.readiness(*name), Readiness::Not(_));
     match delivery.interface() {
         Some(name) => delivery.set_carried(|rules| over(rules, name)),
-        None => delivery
-            .set_carried(|rules| rules.carriers == Carriers::Any || interfaces.names().any(|name| over(rules, name))),
+        None => delivery.set_carried(|rules| {
+            rules.carriers == Carriers::Any || interfaces.names().filter(hopeful).any(|name| over(rules, name))
+        }),
     }
 }
 
