@@ -87,8 +87,9 @@ fn tell(source: &str) -> Result<String, String> {
             break story::heading(line)?;
         }
     };
+    let found = [Unreleased { runs: Vec::new(), highest: heading.highest }];
     let control =
-        Control::restore(heading.settings.clone(), Saved::default(), &[], 0, heading.seed, Instant::from_millis(0));
+        Control::restore(heading.settings.clone(), Saved::default(), &found, 0, heading.seed, Instant::from_millis(0));
     let mut teller = Teller {
         heading,
         control,

@@ -23,6 +23,8 @@ pub enum Up {
     Connect(Version, u64),
     Subscribe,
     Publish(u64),
+    /// The third step of four of an exact message.
+    Release(u64),
     Ping,
     Bye,
     Reset,
@@ -40,6 +42,9 @@ pub enum Down {
     },
     Subscribed,
     Acked(u64),
+    /// The second and the fourth step of an exact message.
+    Received(u64),
+    Completed(u64),
     Rejected(u64),
     Pong,
     Command,
@@ -450,6 +455,18 @@ impl World {
         }
     }
 
+    /// The adapter has the message's body, and sends it unless it is too old by now.
+    pub fn transmit(&mut self, id: u64, seq: Seq) {
+        let expired = self.bodies.get(&seq.0).and_then(|body| body.expires).is_some_and(|at| at <= self.now);
+        if !expired {
+            return self.send(id, Up::Publish(seq.0));
+        }
+        if self.conns.get(&id).is_some_and(|conn| conn.local) {
+            let attempt = Some(Attempt(id));
+            self.tell(Source::Cloud, 0, Event::Expired { attempt, from: seq, through: seq });
+        }
+    }
+
     fn put(&mut self, id: u64, packet: Up) {
         let now = self.now;
         let Some(conn) = self.conns.get_mut(&id) else { return };
@@ -670,12 +687,19 @@ impl World {
             Up::Connect(version, keep_alive) => self.serve_connect(id, version, keep_alive),
             Up::Subscribe => self.put_down(id, Down::Subscribed),
             Up::Ping => self.put_down(id, Down::Pong),
+            Up::Release(seq) => {
+                if let Some(conn) = self.conns.get_mut(&id)
+                    && conn.owing.remove(&seq)
+                {
+                    self.put_down(id, Down::Completed(seq));
+                }
+            }
             Up::Publish(_) if !self.broker.introduced.contains(&id) => {
                 self.broken("a message before CONNECT");
             }
             Up::Publish(seq) => {
                 *self.broker.received.entry(seq).or_insert(0) += 1;
-                self.oracle.owed.remove(&seq);
+                self.oracle.mail.arrived(seq);
                 if let Some(conn) = self.conns.get_mut(&id) {
                     conn.owing.insert(seq);
                     if conn.owing.len() > usize::from(conn.window) {
@@ -698,6 +722,12 @@ impl World {
             return;
         }
         let rejected = self.broker.rejects > 0 && self.dice.chance(self.broker.rejects);
+        let exact = self.bodies.get(&seq).is_some_and(|body| body.exact);
+        if exact && !rejected {
+            // Its place is taken until the fourth step.
+            self.conns.get_mut(&id).into_iter().for_each(|conn| _ = conn.owing.insert(seq));
+            return self.put_down(id, Down::Received(seq));
+        }
         self.put_down(id, if rejected { Down::Rejected(seq) } else { Down::Acked(seq) });
     }
 
@@ -791,6 +821,14 @@ impl World {
             }
             Down::Acked(seq) => {
                 self.tell(Source::Cloud, 0, Event::Acked { attempt, seq: Seq(seq) });
+                self.tell(Source::Cloud, 0, Event::Heard { attempt });
+            }
+            Down::Received(seq) => {
+                self.tell(Source::Cloud, 0, Event::Heard { attempt });
+                self.send(id, Up::Release(seq));
+            }
+            Down::Completed(seq) => {
+                self.tell(Source::Cloud, 0, Event::Completed { attempt, seq: Seq(seq) });
                 self.tell(Source::Cloud, 0, Event::Heard { attempt });
             }
             Down::Rejected(seq) => self.tell(Source::Cloud, 0, Event::Rejected { attempt, seq: Seq(seq) }),
@@ -921,7 +959,7 @@ impl World {
             {
                 // Read from a socket that is closed by now: the cloud has it all the same.
                 *self.broker.received.entry(seq).or_insert(0) += 1;
-                self.oracle.owed.remove(&seq);
+                self.oracle.mail.arrived(seq);
             }
         }
     }

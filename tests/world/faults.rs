@@ -8,7 +8,7 @@ use switchback_control::{Class, Reason};
 use super::cloud::{self, Mode};
 use super::network;
 use super::people;
-use super::plan::{Profile, Rate};
+use super::plan::{self, Profile, Rate};
 use super::{What, World};
 
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +56,10 @@ enum Fault {
     StoreFails,
     Stall,
     Crash,
+    /// What NetworkManager believes about cost.
+    Cost,
+    /// The process dies, and the next one cannot read its store.
+    Unreadable,
 }
 
 use Fault::*;
@@ -146,7 +150,10 @@ impl World {
             Profile::Store => STORE,
             Profile::Lossy | Profile::Rate(_) => LOSSY,
         };
-        let fault = *self.dice.pick(kinds);
+        let mut fault = *self.dice.pick(kinds);
+        if self.plan.has_lanes && self.lots.chance(80) {
+            fault = *self.lots.pick(&[Cost, Cost, StoreSlow, Unreadable]);
+        }
         let net = self.dice.between(0, self.nets.len() as u64 - 1) as usize;
         self.note(|w| format!("# {} fault {fault:?} {}", super::stamp(w.now), w.nets[net].device));
         self.summary.faults += 1;
@@ -292,6 +299,17 @@ impl World {
                 let length = self.dice.spread(20, 60_000);
                 self.stall(length);
             }
+            Cost => {
+                self.nets[net].metered = *self.lots.pick(&[None, Some(true), Some(false)]);
+                self.report(net);
+            }
+            Unreadable => {
+                let pause = self.lots.spread(100, 60_000);
+                self.store.spoiled = self.running();
+                self.crash(pause);
+                let back = pause + self.lots.spread(1_000, 1_800_000);
+                self.after(back, What::StoreHeals);
+            }
             Crash => {
                 let pause = self.dice.spread(100, 60_000);
                 self.crash(pause);
@@ -367,6 +385,8 @@ impl World {
         self.after(100, What::People(people::Change::Connect));
         // In manual mode the first may come before anything is ready.
         self.after(1_200_000, What::People(people::Change::Connect));
+        self.after(plan::CALM - 480_000, What::People(people::Change::Flood));
+        self.after(plan::CALM - 460_000, What::People(people::Change::Flush));
         // Whatever is still to be undone finds everything well; a device that could not be told of is told of again.
         for net in 0..self.nets.len() {
             self.after(90_000, What::Network(network::Change::Truth(net)));

@@ -7,16 +7,17 @@
 //! After every step `oracle` holds the heart to the invariants of the design.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use switchback_control::status::State;
-use switchback_control::{Action, Attempt, Control, Event, Failback, Instant, Mode, Name, Notice, Saved, Unreleased};
+use switchback_control::{Action, Attempt, Control, Event, Failback, Instant, LaneRules, Mode, Name, Notice, Saved};
 
 use crate::story::{self, Heading};
 
 pub mod cloud;
 pub mod faults;
+pub mod messages;
 pub mod network;
 pub mod oracle;
 pub mod people;
@@ -28,7 +29,7 @@ use network::{Manager, Net};
 use oracle::Oracle;
 use people::People;
 use plan::{Plan, Profile};
-use store::Store;
+use store::{Body, Store};
 
 /// Random numbers of the world (splitmix64): other than the heart's own dice.
 #[derive(Clone, Debug)]
@@ -91,6 +92,7 @@ pub enum What {
     Ack(u64, u64),
     Sync(u32),
     StoreHeals,
+    LookForExpired,
     People(people::Change),
     Fault,
     Flap(usize),
@@ -157,6 +159,8 @@ pub struct Summary {
 pub struct World {
     pub plan: Plan,
     pub dice: Dice,
+    /// For what is drawn of messages and lanes: the rest of the world is the same with and without them.
+    pub lots: Dice,
     pub now: u64,
     queue: BinaryHeap<Reverse<Entry>>,
     numbers: u64,
@@ -171,7 +175,10 @@ pub struct World {
     told: [u64; 5],
     saved: Saved,
     last_attempt: u64,
-    highest_seq: u64,
+    /// The highest number given out in each lane.
+    highest: Vec<u64>,
+    /// What has to be had of every message that is not released.
+    pub bodies: BTreeMap<u64, Body>,
     pub nets: Vec<Net>,
     pub manager: Manager,
     pub conns: BTreeMap<u64, Conn>,
@@ -210,11 +217,13 @@ impl World {
             told: [0; 5],
             saved: Saved::default(),
             last_attempt: 0,
-            highest_seq: 0,
+            highest: vec![0; plan.settings.lanes.len()],
+            bodies: BTreeMap::new(),
+            lots: Dice::new(plan.seed ^ 0x6c6f_7473),
             nets,
             manager: Manager::default(),
             conns: BTreeMap::new(),
-            store: Store::default(),
+            store: Store::new(&plan.limits),
             people: People::default(),
             calm: false,
             summary: Summary::default(),
@@ -222,7 +231,7 @@ impl World {
             plan,
         };
         world.note(|w| {
-            let heading = Heading { settings: w.plan.settings.clone(), messages: true, seed: w.plan.seed };
+            let heading = Heading { settings: w.plan.settings.clone(), messages: true, highest: 0, seed: w.plan.seed };
             format!("# seed {} profile {:?}\n{}", w.plan.seed, w.plan.profile, story::heading_text(&heading))
         });
         world.start_network();
@@ -230,6 +239,9 @@ impl World {
         world.after(10_000, What::Sweep);
         world.start_people();
         world.start_faults();
+        if world.plan.has_lanes {
+            world.after(60_000, What::LookForExpired);
+        }
         world
     }
 
@@ -336,6 +348,7 @@ impl World {
             What::Ack(conn, seq) => self.ack(conn, seq),
             What::Sync(life) => self.sync(life),
             What::StoreHeals => self.store_heals(),
+            What::LookForExpired => self.look_for_expired(),
             What::People(change) => self.people(change),
             What::Fault => self.fault(),
             What::Flap(net) => self.flap(net),
@@ -380,9 +393,7 @@ impl World {
         self.told = [self.now; 5];
         self.performed = self.now;
         self.dialled = self.now;
-        let runs = self.store.unreleased();
-        let released = runs.first().map_or(self.highest_seq, |r| r.start() - 1);
-        let unreleased = [Unreleased { runs, highest: self.highest_seq }];
+        let unreleased = self.store.found(&self.highest);
         let first = self.last_attempt + self.dice.between(0, 3);
         let control = Control::restore(
             self.plan.settings.clone(),
@@ -394,7 +405,12 @@ impl World {
         );
         self.note(|w| format!("{}  restart", stamp(w.now)));
         self.control = Some(control);
-        self.oracle.started(self.now, &self.saved, released, &self.store.durable);
+        self.oracle.started(self.now, &self.saved);
+        let (found, later) = (self.store.durable(true), self.store.durable(false));
+        let bodies = &self.bodies;
+        let highest: Vec<u64> = unreleased.iter().map(|found| found.highest).collect();
+        self.oracle.mail.started(&highest, &found, &later, |seq| bodies.get(&seq).is_some_and(|body| body.exact));
+        self.store_starts();
         self.tell_everything();
     }
 
@@ -473,7 +489,12 @@ impl World {
                 self.last_attempt = attempt.0;
             }
             Action::Activate { attempt, .. } => self.last_attempt = attempt.0,
-            Action::Admit { seq, .. } => self.highest_seq = seq.0,
+            Action::Admit { ticket, seq } => {
+                self.highest[seq.lane().0 as usize] = seq.number();
+                if let Some(body) = self.people.offered.remove(&ticket.0) {
+                    self.bodies.insert(seq.0, body);
+                }
+            }
             Action::Transmit { again: true, .. } => self.summary.again += 1,
             Action::Accept { .. } => self.summary.accepted += 1,
             Action::Refuse { .. } => self.summary.refused += 1,
@@ -491,9 +512,10 @@ impl World {
             Action::Ping { attempt } => self.send(attempt.0, Up::Ping),
             Action::Measure { attempt } => self.measure(attempt),
             Action::Drain { attempt } => self.look_at_queue(attempt),
-            Action::Transmit { attempt, seq, again: _ } => self.send(attempt.0, Up::Publish(seq.0)),
-            Action::Append { seq } => self.append(seq.0),
-            Action::Release { through } => self.release(through.0),
+            Action::Transmit { attempt, seq, again: _ } => self.transmit(attempt.0, seq),
+            Action::Append { seq } => self.append(seq),
+            Action::Release { through } => self.release(through),
+            Action::Discard { from, through } => self.discard(from, through),
             Action::Exit => {
                 let pause = self.dice.spread(200, 30_000);
                 self.exit(pause);
@@ -501,7 +523,6 @@ impl World {
             Action::Admit { .. }
             | Action::Accept { .. }
             | Action::Refuse { .. }
-            | Action::Discard { .. }
             | Action::SetAside { .. }
             | Action::Answer { .. }
             | Action::Prefer { .. }
@@ -513,7 +534,7 @@ impl World {
 
     /// A clean stop waits for the store; then as a crash.
     fn exit(&mut self, pause: u64) {
-        self.store.sync_now();
+        self.sync_now();
         self.crash(pause);
     }
 
@@ -547,12 +568,16 @@ impl World {
         if !status.connected && !idle {
             self.broken(&format!("not connected after an hour of calm: {:?}", status.state));
         }
-        if status.delivery.messages > 0 {
-            self.broken(&format!("outbox not empty after an hour of calm: {:?}", status.delivery));
+        let (mail, settings) = (&self.oracle.mail, &self.plan.settings);
+        let carried = |rules: &LaneRules| status.uplink.is_some_and(|name| mail.carries(rules, name, settings));
+        for (lane, rules) in status.lanes.iter().zip(&settings.lanes).filter(|(_, rules)| carried(rules)) {
+            if lane.messages > 0 || !lane.carried {
+                self.broken(&format!("an hour of calm, and {lane:?} of {rules:?}"));
+            }
         }
-        if !self.oracle.owed.is_empty() {
-            let owed: BTreeSet<u64> = self.oracle.owed.iter().copied().take(10).collect();
-            self.broken(&format!("accepted and never arrived: {owed:?}"));
+        let lost = mail.lost(carried);
+        if !lost.is_empty() {
+            self.broken(&format!("accepted and never arrived: {lost:?}"));
         }
         self.account_people();
         if self.plan.settings.failback == Failback::Auto && !idle {

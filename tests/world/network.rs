@@ -42,6 +42,8 @@ pub struct Net {
     /// NetworkManager does not activate it by itself.
     blocked: bool,
     pub dhcp_dead: bool,
+    /// NetworkManager's word about cost.
+    pub metered: Option<bool>,
     pub path: Path,
 }
 
@@ -74,6 +76,7 @@ pub fn nets(plan: &Plan, dice: &mut Dice) -> Vec<Net> {
         waits: 0,
         blocked: false,
         dhcp_dead: false,
+        metered: None,
         path: Path::new(*class, dice),
     };
     let mut nets: Vec<Net> = plan.interfaces.iter().map(make).collect();
@@ -131,7 +134,7 @@ impl World {
         }
     }
 
-    fn report(&mut self, index: usize) {
+    pub fn report(&mut self, index: usize) {
         let delay = if self.dice.chance(50) { self.dice.spread(10, 3000) } else { self.dice.between(0, 5) };
         self.report_after(index, delay);
     }
@@ -149,7 +152,7 @@ impl World {
     fn device(&self, index: usize) -> Device {
         let net = &self.nets[index];
         let ip = (net.kernel != net.device && (net.link || net.stage == Stage::Activated)).then_some(net.kernel);
-        Device { class: net.class, ip_interface: ip, stage: net.stage, address: net.address, metered: None }
+        Device { class: net.class, ip_interface: ip, stage: net.stage, address: net.address, metered: net.metered }
     }
 
     fn kernel_delay(&mut self) -> u64 {

@@ -9,25 +9,26 @@ use std::time::Duration;
 use switchback_control::Switch;
 use switchback_control::action::CONNECTIVITY_ACTIONS_MAX;
 use switchback_control::{
-    Action, Blame, Command, Event, Failback, Mode, Name, Notice, Order, Reason, Saved, Settings, Stage, Standby, Step,
-    event::INHIBIT_MAX, status::State,
+    Action, Blame, Command, Event, Failback, Mode, Name, Notice, Order, Outcome, Reason, Saved, Settings, Stage,
+    Standby, Step, event::INHIBIT_MAX, status::State,
 };
 
+use super::messages::Mail;
 use super::plan::{Plan, Profile};
 use super::{World, stamp};
 
 /// What the heart was told of a dial, and what it did with it.
 #[derive(Clone, Debug)]
-struct Dialled {
-    interface: Name,
+pub struct Dialled {
+    pub interface: Name,
     born: u64,
     proved: bool,
     /// Nothing has come back from the server yet.
     silent: bool,
-    said_connect: bool,
-    window: usize,
+    pub said_connect: bool,
+    pub window: usize,
     /// What went out on it, even before it was a session.
-    sent: BTreeSet<u64>,
+    pub sent: BTreeSet<u64>,
 }
 
 /// What the heart was told of an interface.
@@ -68,32 +69,16 @@ struct Leave {
 
 #[derive(Debug)]
 pub struct Oracle {
-    settings: Settings,
-    profile: Profile,
-    live: BTreeMap<u64, Dialled>,
-    session: Option<u64>,
+    pub settings: Settings,
+    pub live: BTreeMap<u64, Dialled>,
+    pub session: Option<u64>,
     session_since: u64,
     session_lost: Option<u64>,
     last_inbound: u64,
     last_number: u64,
-    /// And when each was sent.
-    in_flight: BTreeMap<u64, u64>,
-    line: u64,
-    line_last: u64,
-    first_sent: u64,
+    pub mail: Mail,
     /// What servers have said in this life of the daemon: nothing goes out before CONNACK to one that never answered.
-    known_windows: BTreeSet<usize>,
-    pub open_tickets: BTreeMap<u64, (u64, u64)>,
-    numbers: BTreeMap<u64, u64>,
-    unappended: VecDeque<(u64, u64)>,
-    appended: BTreeSet<u64>,
-    acked: BTreeSet<u64>,
-    released: u64,
-    admitted: u64,
-    /// Accepted, and not yet at the cloud.
-    pub owed: BTreeSet<u64>,
-    stored: BTreeSet<u64>,
-    store_works: bool,
+    pub known_windows: BTreeSet<usize>,
     told: BTreeMap<Name, Told>,
     /// By the device's name, which interface the kernel means.
     kernel: BTreeMap<Name, Name>,
@@ -154,28 +139,14 @@ impl Oracle {
     pub fn new(plan: &Plan) -> Oracle {
         Oracle {
             settings: plan.settings.clone(),
-            profile: plan.profile,
             live: BTreeMap::new(),
             session: None,
             session_since: 0,
             session_lost: None,
             last_inbound: 0,
             last_number: 0,
-            in_flight: BTreeMap::new(),
-            line: 0,
-            line_last: 0,
-            first_sent: 0,
+            mail: Mail::new(&plan.settings),
             known_windows: BTreeSet::new(),
-            open_tickets: BTreeMap::new(),
-            numbers: BTreeMap::new(),
-            unappended: VecDeque::new(),
-            appended: BTreeSet::new(),
-            acked: BTreeSet::new(),
-            released: 0,
-            admitted: 0,
-            owed: BTreeSet::new(),
-            stored: BTreeSet::new(),
-            store_works: true,
             told: BTreeMap::new(),
             kernel: BTreeMap::new(),
             lost_told: false,
@@ -207,15 +178,11 @@ impl Oracle {
     }
 
     /// The daemon starts with this value.
-    /// Numbers that were given away and never stored are gone, and nobody was promised anything.
-    pub fn started(&mut self, now: u64, saved: &Saved, released: u64, durable: &BTreeSet<u64>) {
+    pub fn started(&mut self, now: u64, saved: &Saved) {
         self.started = now;
         self.last_blame = None;
         self.refused_since = None;
         self.held = saved.held;
-        self.released = released;
-        self.acked = (released + 1..=self.admitted).filter(|seq| !durable.contains(seq)).collect();
-        self.stored.clear();
     }
 
     /// Everything in memory is gone; what was promised is not.
@@ -228,12 +195,7 @@ impl Oracle {
         self.inhibited = 0;
         self.session = None;
         self.session_lost = None;
-        self.in_flight.clear();
-        self.open_tickets.clear();
-        self.numbers.clear();
-        self.unappended.clear();
-        self.appended.clear();
-        self.store_works = true;
+        self.mail.crashed();
         self.told.clear();
         self.kernel.clear();
         self.lost_told = false;
@@ -257,7 +219,7 @@ impl Oracle {
         self.kernel.iter().find(|(_, k)| **k == kernel).map_or(kernel, |(d, _)| *d)
     }
 
-    fn recently_stalled(&self, now: u64, span: u64) -> bool {
+    pub fn recently_stalled(&self, now: u64, span: u64) -> bool {
         now <= self.stalled.1 + span
     }
 }
@@ -273,6 +235,9 @@ impl World {
     fn judge(&mut self, event: &Event, actions: &[Action]) -> Option<String> {
         let now = self.now;
         self.oracle.hear(now, event);
+        let bodies = &self.bodies;
+        let recovered = |seq: u64| bodies.get(&seq).map_or((0, false), |body| (u64::from(body.size), body.exact));
+        self.oracle.mail.hear(now, event, recovered);
         if let Event::Asked(command) = event {
             self.people.heard(now, command);
         }
@@ -282,7 +247,7 @@ impl World {
             return Some(format!("{connectivity} connectivity actions in one step"));
         }
         for action in actions {
-            if let Some(what) = self.judge_action(event, action) {
+            if let Some(what) = self.judge_action(event, action, actions) {
                 return Some(format!("{action}: {what}"));
             }
         }
@@ -301,7 +266,7 @@ impl World {
                 return Some("the heart spins".into());
             }
         }
-        if let Some(what) = self.oracle.judge_messages(now) {
+        if let Some(what) = self.judge_messages(event, actions) {
             return Some(what);
         }
         if connectivity == 0 && crate::story::is_message(event) {
@@ -525,7 +490,7 @@ impl World {
         None
     }
 
-    fn judge_action(&mut self, event: &Event, action: &Action) -> Option<String> {
+    fn judge_action(&mut self, event: &Event, action: &Action, actions: &[Action]) -> Option<String> {
         let now = self.now;
         match action {
             Action::Activate { interface, attempt } => {
@@ -549,6 +514,7 @@ impl World {
                         self.oracle.leaving.held_up.get_or_insert(now);
                     }
                 }
+                self.oracle.line_ends(attempt.0);
                 let dialled = self.oracle.live.remove(&attempt.0);
                 if let Some(dialled) = &dialled
                     && !dialled.proved
@@ -573,9 +539,15 @@ impl World {
             Action::Ping { attempt } | Action::Measure { attempt } | Action::Drain { attempt } => {
                 (self.oracle.session != Some(attempt.0)).then(|| "not the session".into())
             }
-            Action::Answer { request, .. } => {
+            Action::Answer { request, outcome } => {
                 if self.oracle.via == Some(request.0) {
                     self.oracle.via = None;
+                }
+                if self.people.must_flush == Some(request.0) && *outcome != Outcome::Done {
+                    return Some("the cloud answers, and what was offered does not get through".into());
+                }
+                if let Some(what) = self.judge_flush(request.0, *outcome == Outcome::Done) {
+                    return Some(what);
                 }
                 match self.people.open.remove(&request.0) {
                     None => Some("answered twice, or never asked".into()),
@@ -597,7 +569,7 @@ impl World {
             | Action::Refuse { .. }
             | Action::Discard { .. }
             | Action::Release { .. }
-            | Action::SetAside { .. } => self.judge_message(action),
+            | Action::SetAside { .. } => self.judge_message(event, action, actions),
             Action::Exit => None,
         }
     }
@@ -728,96 +700,6 @@ impl World {
         }
         None
     }
-
-    fn judge_message(&mut self, action: &Action) -> Option<String> {
-        let now = self.now;
-        let durable = &self.store.durable;
-        let o = &mut self.oracle;
-        match action {
-            Action::Admit { ticket, seq } => {
-                if seq.0 <= o.admitted {
-                    return Some("the number was used before".into());
-                }
-                o.admitted = seq.0;
-                o.numbers.insert(ticket.0, seq.0);
-                o.unappended.push_back((seq.0, now));
-                (!o.open_tickets.contains_key(&ticket.0)).then(|| "nobody offered it".into())
-            }
-            Action::Transmit { attempt, seq, again } => {
-                let early = o.session != Some(attempt.0);
-                let Some(dialled) = o.live.get_mut(&attempt.0) else { return Some("it is dead already".into()) };
-                if early && (!dialled.said_connect || o.known_windows.is_empty()) {
-                    return Some("not the session, nor behind its CONNECT to a server that knows us".into());
-                }
-                if !dialled.sent.insert(seq.0) {
-                    return Some("sent twice on one connection".into());
-                }
-                if o.line != attempt.0 {
-                    o.line = attempt.0;
-                    o.line_last = 0;
-                    o.in_flight.clear();
-                }
-                if seq.0 <= o.line_last {
-                    return Some("out of order".into());
-                }
-                o.line_last = seq.0;
-                if !again && seq.0 <= o.first_sent {
-                    return Some("sent before, and not marked so".into());
-                }
-                o.first_sent = o.first_sent.max(seq.0);
-                o.in_flight.insert(seq.0, now);
-                let known = o.known_windows.iter().copied().max().unwrap_or(0);
-                let window = o.live.get(&attempt.0).map_or(0, |d| if early { known } else { d.window });
-                (o.in_flight.len() > window).then(|| format!("{} in flight, {window} allowed", o.in_flight.len()))
-            }
-            Action::Append { seq } => {
-                o.appended.insert(seq.0);
-                (seq.0 > o.admitted).then(|| "never admitted".into())
-            }
-            Action::Accept { ticket } => {
-                let Some(seq) = o.numbers.remove(&ticket.0) else { return Some("nobody waits for it".into()) };
-                o.open_tickets.remove(&ticket.0);
-                if !o.stored.contains(&seq) && !o.acked.contains(&seq) {
-                    return Some("neither durable nor acknowledged".into());
-                }
-                if o.stored.contains(&seq) && !durable.contains(&seq) && seq > o.released && !o.acked.contains(&seq) {
-                    return Some("not durable in truth".into());
-                }
-                if !self.broker.received.contains_key(&seq) {
-                    self.oracle.owed.insert(seq);
-                }
-                None
-            }
-            Action::Refuse { ticket, .. } => {
-                let works = o.store_works;
-                let waiting = o.numbers.len();
-                o.numbers.remove(&ticket.0);
-                let known = o.open_tickets.remove(&ticket.0).is_some();
-                match known {
-                    false => Some("nobody offered it".into()),
-                    true if works && waiting < 8192 => Some("the store works and there is room".into()),
-                    true => None,
-                }
-            }
-            Action::Release { through } => {
-                if through.0 <= o.released || through.0 > o.admitted.max(o.first_sent) {
-                    return Some(format!("released {} already, admitted {}", o.released, o.admitted));
-                }
-                let from = o.released + 1;
-                let missing =
-                    (from..=through.0).find(|seq| !o.acked.contains(seq) && !self.broker.received.contains_key(seq));
-                let not_acked = (from..=through.0).find(|seq| !o.acked.contains(seq));
-                if let Some(seq) = missing.or(not_acked) {
-                    return Some(format!("{seq} was not acknowledged"));
-                }
-                o.released = through.0;
-                o.acked = o.acked.split_off(&(through.0 + 1));
-                o.stored = o.stored.split_off(&(through.0 + 1));
-                None
-            }
-            _ => None,
-        }
-    }
 }
 
 impl Oracle {
@@ -884,14 +766,21 @@ impl Oracle {
     }
 
     fn session_ends(&mut self, now: u64) {
-        let (last_inbound, mine) = (self.last_inbound, self.session.take() == Some(self.line));
-        let held_up = self.in_flight.values().min().copied().filter(|_| mine);
+        let (last_inbound, mine) = (self.last_inbound, self.session.take() == Some(self.mail.line));
+        let held_up = self.mail.in_flight.values().min().copied().filter(|_| mine);
         self.leaving = Leave { at: now, last_inbound, held_up, broken: true };
         if mine {
-            self.in_flight.clear();
+            self.mail.ground();
         }
         self.ended = now;
         self.session_lost.get_or_insert(now);
+    }
+
+    /// What went out there waits again, even behind a CONNECT that was never answered.
+    fn line_ends(&mut self, attempt: u64) {
+        if self.mail.line == attempt && self.session != Some(attempt) {
+            self.mail.ground();
+        }
     }
 
     /// Takes down what the heart is told.
@@ -966,6 +855,7 @@ impl Oracle {
                     self.slow_until = now;
                 }
                 self.last_blame = Some(reason.blame());
+                self.line_ends(attempt.0);
                 if let Some(dialled) = self.live.remove(&attempt.0) {
                     if reason.blame() == Blame::Path {
                         self.told(dialled.interface).failed_at = now;
@@ -996,8 +886,9 @@ impl Oracle {
                     self.session_since = now;
                     self.last_inbound = now;
                     self.session_lost = None;
-                    if self.line != attempt.0 {
-                        self.in_flight.clear();
+                    if self.mail.line != attempt.0 {
+                        self.mail.ground();
+                        self.mail.line = attempt.0;
                     }
                 }
             }
@@ -1006,37 +897,25 @@ impl Oracle {
                     self.last_inbound = now;
                 }
             }
-            Event::Acked { attempt, seq } | Event::Completed { attempt, seq } | Event::Rejected { attempt, seq } => {
+            Event::Acked { attempt, .. } | Event::Completed { attempt, .. } | Event::Rejected { attempt, .. } => {
                 if self.session == Some(attempt.0) {
                     self.last_inbound = now;
-                    self.in_flight.remove(&seq.0);
-                    if seq.0 > self.released {
-                        self.acked.insert(seq.0);
-                    }
                 }
             }
-            Event::Offered { ticket, .. } => {
+            Event::Offered { .. } => {
                 if self.session.is_none() {
                     self.leaving.held_up.get_or_insert(now);
                 }
-                self.open_tickets.insert(ticket.0, (0, now));
             }
-            Event::Stored { through } => {
-                let stored: Vec<u64> = self.appended.range(..=through.0).copied().collect();
-                self.appended = self.appended.split_off(&(through.0 + 1));
-                self.stored.extend(stored.into_iter().filter(|s| *s > self.released));
-            }
-            Event::StorageFailed { .. } => {
-                self.store_works = false;
-                self.appended.clear();
-            }
-            Event::StorageHealed => self.store_works = true,
             Event::Asked(command) => self.hear_command(now, command),
             Event::NetworkManagerChanged { .. }
             | Event::ActivationRefused { .. }
             | Event::AccessPointLost { .. }
             | Event::Measured { .. }
             | Event::Drained { .. }
+            | Event::Stored { .. }
+            | Event::StorageFailed { .. }
+            | Event::StorageHealed
             | Event::Expired { .. }
             | Event::LaneFull { .. }
             | Event::LaneRoomy { .. }
@@ -1063,24 +942,5 @@ impl Oracle {
             Command::Flush { .. } | Command::Drop { .. } | Command::SetList { .. } | Command::Stop => {}
         }
         self.commanded = now;
-    }
-
-    /// While the store works, no message waits longer for its promise than `late` allows.
-    fn judge_messages(&mut self, now: u64) -> Option<String> {
-        while let Some((seq, _)) = self.unappended.front() {
-            let settled = self.appended.contains(seq)
-                || self.stored.contains(seq)
-                || self.acked.contains(seq)
-                || *seq <= self.released;
-            if !settled {
-                break;
-            }
-            self.unappended.pop_front();
-        }
-        let (seq, at) = self.unappended.front()?;
-        let late = now > at + 1_200 && self.store_works && !self.recently_stalled(now, 1_200);
-        // After the store healed, everything is appended at once.
-        (late && !matches!(self.profile, Profile::Lossy | Profile::Rate(_)))
-            .then(|| format!("{seq} waits since {} and is not appended", stamp(*at)))
     }
 }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use switchback_control::{Command, Event, Failback, Order, Parcel, Request, Ticket};
+use switchback_control::{Command, Event, Failback, Lane, Mode, Order, Parcel, Request, Ticket};
 
 use super::plan::{self, Profile};
+use super::store::Body;
 use super::{Source, What, World};
 
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +15,9 @@ pub enum Change {
     Publish(u64),
     Operator,
     Connect,
+    /// Traffic that does not pause, and a flush in the middle of it.
+    Flood,
+    Flush,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,13 +37,27 @@ pub struct People {
     /// Unanswered: when each was asked, and by when it must be answered.
     pub open: BTreeMap<u64, (u64, u64)>,
     heard: u64,
+    /// Bodies of messages that nobody has answered for.
+    pub offered: BTreeMap<u64, Body>,
+    /// The flush that must come true.
+    pub must_flush: Option<u64>,
     /// Whether the operator wants a connection, as he last said.
     pub off: bool,
 }
 
 impl Default for People {
     fn default() -> People {
-        People { tickets: 0, requests: 0, mood: Mood::Idle, moods: 0, open: BTreeMap::new(), heard: 0, off: false }
+        People {
+            tickets: 0,
+            requests: 0,
+            mood: Mood::Idle,
+            moods: 0,
+            open: BTreeMap::new(),
+            heard: 0,
+            offered: BTreeMap::new(),
+            must_flush: None,
+            off: false,
+        }
     }
 }
 
@@ -66,9 +84,13 @@ impl People {
     /// Whoever waited for a process that is gone has been told so by his socket.
     pub fn crash(&mut self) {
         self.open.clear();
+        self.offered.clear();
+        self.must_flush = None;
     }
 }
 
+/// With one message in flight, over the slowest path, and a share of one in sixteen.
+const FLUSH_LIMIT: u64 = 120_000;
 /// An answer to `connect` may take as long as NetworkManager needs, and a round.
 const CONNECT_LIMIT: u64 = 400_000;
 
@@ -91,6 +113,24 @@ impl World {
                 self.people.off = false;
                 self.ask(Command::Connect { request, via });
             }
+            Change::Flood => {
+                self.people.moods += 1;
+                self.people.mood = Mood::Steady;
+                let number = self.people.moods;
+                self.after(1, What::People(Change::Publish(number)));
+            }
+            Change::Flush => self.must_flush(),
+        }
+    }
+
+    /// In the calm, with traffic that does not pause: if everything may go over this uplink, it gets through.
+    fn must_flush(&mut self) {
+        let Some(status) = self.control().map(|control| control.status()) else { return };
+        let well = status.connected && status.lanes.iter().all(|lane| lane.carried);
+        if well && self.plan.settings.mode == Mode::Auto {
+            let request = self.request(FLUSH_LIMIT + 1_000);
+            self.people.must_flush = Some(request.0);
+            self.ask(Command::Flush { request, limit: Duration::from_millis(FLUSH_LIMIT) });
         }
     }
 
@@ -128,20 +168,37 @@ impl World {
             Mood::Steady => (500, 1),
             Mood::Fast => (self.dice.between(5, 500), self.dice.between(1, 10)),
         };
+        // Somebody empties his own queue.
+        let burst = self.plan.has_lanes && self.lots.chance(4) && !self.calm;
+        let count = if burst { self.lots.spread(20, 9_000) } else { count };
+        let lane = self.any_lane();
         for _ in 0..count {
-            self.offer();
+            let lane = if burst && self.lots.chance(900) { lane } else { self.any_lane() };
+            self.offer(lane);
         }
         self.after(next, What::People(Change::Publish(mood)));
     }
 
-    fn offer(&mut self) {
+    fn any_lane(&mut self) -> Lane {
+        Lane(self.lots.between(0, self.plan.settings.lanes.len() as u64 - 1) as u8)
+    }
+
+    fn offer(&mut self, lane: Lane) {
         // The last minutes are quiet, so that the account can be closed.
         let closing = self.now + 300_000 > self.plan.rough_ms + self.plan.calm_ms;
         if !self.running() || closing {
             return;
         }
         self.people.tickets += 1;
-        let parcel = Parcel { size: self.dice.spread(20, 4000) as u32, ..Parcel::default() };
+        let mut parcel = Parcel { size: self.dice.spread(20, 4000) as u32, lane, ..Parcel::default() };
+        let mut expires = None;
+        if self.plan.has_lanes {
+            parcel.exact = self.lots.chance(150);
+            parcel.online_only = self.lots.chance(50);
+            expires = self.lots.chance(150).then(|| self.now + self.lots.spread(50, 3_600_000));
+        }
+        let body = Body { size: parcel.size, exact: parcel.exact, expires };
+        self.people.offered.insert(self.people.tickets, body);
         let event = Event::Offered { ticket: Ticket(self.people.tickets), parcel };
         self.tell(Source::Local, 0, event);
     }
@@ -171,6 +228,11 @@ impl World {
         self.after(next, What::People(Change::Operator));
         if !self.running() {
             return;
+        }
+        if self.plan.has_lanes && self.lots.chance(50) {
+            let lane = if self.lots.chance(500) { Some(self.any_lane()) } else { None };
+            let request = self.request(1_000);
+            return self.ask(Command::Drop { request, lane });
         }
         if self.dice.chance(300) {
             return self.order_the_way_back();
@@ -241,7 +303,7 @@ impl World {
 
     pub fn account_people(&self) {
         self.account_requests();
-        if let Some(ticket) = self.oracle.open_tickets.keys().next() {
+        if let Some(ticket) = self.oracle.mail.open_ticket() {
             self.broken(&format!("offer {ticket} was never answered"));
         }
     }

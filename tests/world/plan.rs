@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use switchback_control::{Class, Failback, Mode, Selector, Settings, Standby};
+use switchback_control::{Carriers, Class, Failback, LaneRules, Mode, Overflow, Selector, Settings, Standby};
 
-use super::{Dice, name};
+use super::{Dice, name, store};
 
 /// Which faults there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,10 @@ pub struct Plan {
     pub faults_per_hour: u64,
     /// The kernel's counts of a connection can be read.
     pub kernel_tells: bool,
+    /// Messages of many kinds in several lanes, rather than one kind in one.
+    pub has_lanes: bool,
+    /// Bytes in the log of each lane.
+    pub limits: Vec<u64>,
 }
 
 const HOUR: u64 = 3_600_000;
@@ -75,15 +79,27 @@ impl Plan {
             Profile::Store => dice.between(40, 80),
             Profile::Lossy | Profile::Rate(_) => 24,
         };
+        let (interfaces, mut settings) = (interfaces(&mut dice), settings(&mut dice, profile));
+        let kernel_tells = dice.chance(900);
+        let mut lots = Dice::new(seed ^ 0x6c61_6e65);
+        let has_lanes = profile != Profile::Lossy && lots.chance(850);
+        if has_lanes {
+            settings.lanes = lanes(&mut lots);
+            // Then NetworkManager's word counts.
+            settings.classes[Class::Cell as usize].metered = *lots.pick(&[Some(true), None]);
+        }
+        let limits = store::limits(settings.lanes.len(), has_lanes, &mut lots);
         Plan {
             seed,
             profile,
             rough_ms: rough_hours * HOUR,
             calm_ms: CALM,
-            interfaces: interfaces(&mut dice),
-            settings: settings(&mut dice, profile),
+            interfaces,
+            settings,
             faults_per_hour,
-            kernel_tells: dice.chance(900),
+            kernel_tells,
+            has_lanes,
+            limits,
         }
     }
 }
@@ -111,6 +127,8 @@ impl Plan {
             interfaces,
             faults_per_hour: 1,
             kernel_tells: true,
+            has_lanes: false,
+            limits: vec![1 << 40],
         }
     }
 }
@@ -158,6 +176,26 @@ fn settings(dice: &mut Dice, profile: Profile) -> Settings {
         s.mode = *dice.pick(&[Mode::Manual, Mode::OnDemand { linger: secs(30) }]);
     }
     s
+}
+
+/// Lanes as somebody might configure them.
+fn lanes(dice: &mut Dice) -> Vec<LaneRules> {
+    let lane = |dice: &mut Dice| {
+        let memory = dice.chance(250);
+        LaneRules {
+            priority: *dice.pick(&[1, 3, 5, 9]),
+            carriers: match dice.between(0, 99) {
+                0..=59 => Carriers::Any,
+                60..=79 => Carriers::Unmetered,
+                _ => Carriers::Named(list(dice)),
+            },
+            overflow: *dice.pick(&[Overflow::DropOldest, Overflow::DropNewest, Overflow::Refuse]),
+            max_messages: if dice.chance(500) { dice.spread(1, 5_000) } else { u64::MAX },
+            memory_bytes: memory.then(|| dice.spread(1_000, 1_000_000)),
+        }
+    };
+    let count = dice.between(1, 5);
+    (0..count).map(|_| lane(dice)).collect()
 }
 
 /// A failover list as an operator might write one.
