@@ -326,7 +326,7 @@ impl World {
 
     /// What is true of messages after every step.
     pub fn judge_messages(&mut self, event: &Event, actions: &[Action]) -> Option<String> {
-        self.judge_lateness().or_else(|| self.judge_exact()).or_else(|| self.judge_counts(event, actions))
+        self.judge_lateness().or_else(|| self.judge_lanes(event, actions)).or_else(|| self.judge_counts(event, actions))
     }
 
     pub fn judge_message(&mut self, event: &Event, action: &Action, actions: &[Action]) -> Option<String> {
@@ -675,15 +675,27 @@ impl World {
         None
     }
 
-    /// What may not go out before it is durable is with the store at once.
-    fn judge_exact(&self) -> Option<String> {
+    /// What may not go out before it is durable is with the store at once, what would make room on a full card is gone, and
+    /// what was found late is fenced off.
+    fn judge_lanes(&self, event: &Event, actions: &[Action]) -> Option<String> {
         let mail = &self.oracle.mail;
-        for (lane, account) in mail.lanes.iter().enumerate().filter(|_| mail.store_works) {
-            let last = account.open.back().map(|number| Seq::new(Lane(lane as u8), *number));
-            let msg = last.and_then(|seq| mail.messages.get(&seq.0));
-            if msg.is_some_and(|msg| msg.exact && !msg.appended && !msg.over) {
+        for (lane, account) in mail.lanes.iter().enumerate() {
+            let seq = |number: &u64| Seq::new(Lane(lane as u8), *number);
+            let msg = account.open.back().and_then(|number| mail.messages.get(&seq(number).0));
+            if mail.store_works && msg.is_some_and(|msg| msg.exact && !msg.appended && !msg.over) {
                 return Some("an exact message is not with the store".into());
             }
+            let room = account.full.filter(|_| mail.rules[lane].overflow == Overflow::DropOldest);
+            let old = account.waiting.first().filter(|first| room.is_some_and(|full| **first <= full));
+            if let Some(number) = old {
+                return Some(format!("{} is still there, and its lane is full", seq(number)));
+            }
+        }
+        if let Event::Recovered { lane, runs, .. } = event
+            && let Some(first) = runs.first().map(|run| *run.start())
+        {
+            let fence = Action::Release { through: Seq::new(*lane, first - 1) };
+            return (!actions.contains(&fence)).then(|| format!("{fence} is missing"));
         }
         None
     }
