@@ -273,7 +273,11 @@ impl<D: Disk + Clone> Lane<D> {
         let Log::Open(outbox) = &mut self.log else { return false };
         let (runs, more) = age::look(outbox, &mut self.look, wall);
         let lane = self.lane;
-        let event = |(from, through)| Event::Expired { from: Seq::new(lane, from), through: Seq::new(lane, through) };
+        let event = |(from, through)| Event::Expired {
+            attempt: None,
+            from: Seq::new(lane, from),
+            through: Seq::new(lane, through),
+        };
         told.extend(runs.into_iter().map(event));
         more
     }

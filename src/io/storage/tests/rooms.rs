@@ -68,7 +68,7 @@ fn what_is_too_old_is_told_once_a_minute_and_not_by_a_wrong_clock() {
     assert_eq!(turned.after(61_000), [], "a clock that was not set");
     turned.wall = WALL;
     assert_eq!(turned.worker.patience(turned.now), Some(Duration::from_secs(60)));
-    let expired = |from, through| Event::Expired { from: seq(3, from), through: seq(3, through) };
+    let expired = |from, through| Event::Expired { attempt: None, from: seq(3, from), through: seq(3, through) };
     assert_eq!(turned.after(60_000), [expired(1, 2), expired(4, 4)]);
     turned.take(StoreJob::Release(seq(3, 2)));
     // The fourth stays in the log behind the third, and saying it again does no harm.
