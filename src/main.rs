@@ -94,10 +94,10 @@ fn run(places: &Places) -> ExitCode {
 /// Builds the house and turns the wheel until it is asked to stop.
 async fn serve(mut config: Config, places: &Places) -> io::Result<()> {
     if let Err(error) = make_directory(&places.state, "--state-dir") {
-        // A disk that is read-only or full may get better, and meanwhile the cloud can be reached (R-SF-11).
-        match error.kind() {
-            ErrorKind::PermissionDenied | ErrorKind::NotADirectory | ErrorKind::AlreadyExists => return Err(error),
-            _ => log::error!("{error}"),
+        use ErrorKind::{AlreadyExists, NotADirectory, PermissionDenied};
+        // Any other disk may get better, and meanwhile the cloud can be reached (R-SF-11): the store says so.
+        if matches!(error.kind(), AlreadyExists | NotADirectory | PermissionDenied) {
+            return Err(error);
         }
     }
     make_directory(&places.runtime, "--runtime-dir")?;

@@ -130,7 +130,7 @@ impl<D: Disk + Clone> Lane<D> {
         }
         self.take_out(&mut found, over);
         self.unheard = found.runs.first().map(|first| *first.start());
-        log::info!("{} can be read again", self.dir.display());
+        log::info!("outbox: {} can be read again", self.dir.display());
         Ok(Some(Event::Recovered { lane: self.lane, runs: found.runs, highest: found.highest }))
     }
 
@@ -299,6 +299,11 @@ impl<D: Disk + Clone> Lane<D> {
             told.push(Event::Stored { through: self.lane_seq(through) });
         }
         Ok(())
+    }
+
+    /// Whether something waits that could be written.
+    pub fn is_writing(&self) -> bool {
+        !self.waiting.is_empty() && self.full.is_none() && !self.is_unread()
     }
 
     /// Whether something is written and not durable.

@@ -29,6 +29,10 @@ const RETRY_SHARE: u32 = 30;
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// Jobs that share one sync, at most, so that the first of them does not wait for ever.
 const TOGETHER_MAX: usize = 1024;
+/// Messages that come this close behind each other share one sync: it takes some milliseconds, and without waiting for
+/// them the first of a hundred would have one for itself, and a block of the card with it. Never longer than the second.
+const CLOSE: Duration = Duration::from_micros(100);
+const CLOSE_TOGETHER: Duration = Duration::from_millis(1);
 
 /// One lane of the configuration.
 pub(super) struct Place<D: Disk> {
@@ -152,7 +156,10 @@ impl<D: Disk + Clone> Worker<D> {
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => self.finishing = true,
         }
-        for job in jobs.try_iter().take(TOGETHER_MAX) {
+        for _ in 0..TOGETHER_MAX {
+            let writing = self.lanes().any(Lane::is_writing) && now.elapsed() < CLOSE_TOGETHER;
+            let next = if writing { jobs.recv_timeout(CLOSE).ok() } else { jobs.try_recv().ok() };
+            let Some(job) = next else { break };
             self.take(job, now);
         }
     }
