@@ -82,7 +82,10 @@ pub const RETAINED_MAX: usize = 1000;
 pub const RETAINED_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// Messages that wait for one client, and their bytes with those on their way to it. The bytes hold nine of
-/// the largest packets, the number a day of one command every minute and a half.
+/// the largest packets, the number a week of one command every ten minutes. A full queue keeps what it has, and what comes
+/// is dropped, also what the cloud sent to a client that is away: it counts as taken, because the cloud's acknowledgements
+/// are in order and one absent application must not hold up the commands of all. `commands_dropped` counts them. What has
+/// expired makes room first: whoever sends commands to an application that may be away for long gives them an expiry.
 pub const QUEUE_MAX: usize = 1000;
 pub const QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
 

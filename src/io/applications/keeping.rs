@@ -9,6 +9,18 @@
 //! section 3.1.2.5 leaves that to the next start; mosquitto publishes all at a stop and none after a kill). The next start
 //! gives them `RESTART_GRACE`, or the will's own delay where that is longer: who is not back by then is gone. A session's
 //! time runs on while the daemon is away; of one that ended meanwhile only the will is left.
+//!
+//! What a kill or a power cut may still do, always in the direction of a repetition:
+//! - A client's QoS 2 message, in a session that is kept: it is ours first, then its identifier is on disk (one write
+//!   later), then PUBREC leaves. A kill in between lets the client send it again and it goes up twice. The other order would
+//!   lose it. The same write says both where it goes to local sessions only. Where a rule waits for the cloud, that is the
+//!   time until the cloud has it.
+//! - PUBCOMP leaves when the disk has forgotten the identifier, so that the next message under it is never taken for the
+//!   last one.
+//! - A QoS 2 message to a client is on disk with its identifier before it leaves, so the client knows a repetition.
+//! - A command from the cloud is on disk for every kept session before the cloud is told. A kill between the two makes the
+//!   cloud send it again, and each session gets it twice: its packet identifier is the cloud session's, not known here.
+//! - A will is on disk a second after CONNECT; until then a kill forgets it.
 
 use std::sync::Arc;
 use std::time::Duration;

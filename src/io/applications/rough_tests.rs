@@ -74,9 +74,12 @@ const ENDINGS: [u8; 13] = [
 #[derive(Clone)]
 struct Moody(Arc<Mutex<Mood>>);
 
+type Accept = oneshot::Sender<Result<Seq, Refusal>>;
+type Deliver = oneshot::Sender<()>;
+
 struct Mood {
     random: Random,
-    later: VecDeque<(oneshot::Sender<Result<Seq, Refusal>>, oneshot::Sender<()>)>,
+    later: VecDeque<(Accept, Deliver)>,
 }
 
 impl Offers for Moody {
@@ -99,7 +102,7 @@ impl Offers for Moody {
 }
 
 impl Mood {
-    fn answer(&mut self, accept: oneshot::Sender<Result<Seq, Refusal>>, deliver: oneshot::Sender<()>) {
+    fn answer(&mut self, accept: Accept, deliver: Deliver) {
         let refusals = [Refusal::Full, Refusal::Dropped, Refusal::NotConnected, Refusal::TooLarge, Refusal::Stopping];
         let _ = accept.send(match refusals.get(self.random.below(10)) {
             Some(refusal) => Err(*refusal),
@@ -400,7 +403,8 @@ fn something(random: &mut Random, version: Version) -> Vec<u8> {
         0..=6 => {
             let most = if random.below(30) == 0 { 4 } else { 3 };
             let qos = random.below(most) as u8;
-            let first = 0x30 | (random.below(8) == 0) as u8 * 8 | qos << 1 | (random.below(4) == 0) as u8;
+            let (dup, retain) = (random.below(8) == 0, random.below(4) == 0);
+            let first = 0x30 | u8::from(dup) << 3 | qos << 1 | u8::from(retain);
             let mut body = Vec::new();
             let usual = if random.below(10) == 0 { TOPICS.len() } else { 3 };
             text(&mut body, random.pick(&TOPICS[..usual]));

@@ -3,7 +3,8 @@
 //! Several offers are open at a time; the next one is made as soon as the outbox has taken the one before, not when
 //! it has accepted it. Answers leave in order (MQTT section 4.6), and not before the persistent sessions that want the
 //! message too have it on disk; where a rule says so (R-TX-3, suspend), not before the cloud has it. Messages with QoS
-//! 0, which have no answer, wait for none. Never acknowledges by itself, and never forgets a message while it lives:
+//! 0, which have no answer, wait for none. A client with 3.1.1 that waits for the cloud with as many messages as it may have
+//! open is not read any more, its pings included. Never acknowledges by itself, and never forgets a message while it lives:
 //! what is left when a connection ends can be driven on to its end.
 
 use std::collections::VecDeque;
