@@ -30,7 +30,7 @@ pub use forecast::{BROWN_OUT, Cost, HANDSHAKE, HANDSHAKE_FULL, PING, WorstCase, 
 pub use lanes::{MessageClass, overflow_word, uplinks_text};
 pub use nearest::nearest;
 pub use show::{show, standby_word};
-pub use text::{duration as parse_duration, duration_text, matches as pattern_matches};
+pub use text::{duration as parse_duration, duration_text, matches as pattern_matches, size_text};
 
 /// Every key (`*` for the name of an uplink or a class) and its range as text: for the test of the shipped file.
 pub fn keys() -> impl Iterator<Item = (&'static str, Option<String>)> {

@@ -139,12 +139,13 @@ impl Daemon {
         running
     }
 
-    /// A call from one of the front doors: answered at once, or turned into an event and answered later.
+    /// A call from one of the front doors: answered at once, or turned into events and answered later.
     async fn answer(&mut self, call: Call) -> bool {
-        match self.desk.take(call, &self.control, &self.hands, &self.picture, &self.black_box) {
-            Some(event) => self.turn(event).await,
-            None => true,
+        let mut running = true;
+        for event in self.desk.take(call, &self.control, &self.hands, &self.picture, &self.black_box) {
+            running &= self.turn(event).await;
         }
+        running
     }
 
     async fn perform(&mut self, action: Action) -> bool {
@@ -181,8 +182,11 @@ impl Daemon {
 
     /// Tells whoever listens; nobody listening is no error. An outage that is over is told to the cloud as well, as a
     /// message like any other, so that it is kept until the cloud has it (R-DG-6).
-    fn tell(&self, notice: Notice) {
+    fn tell(&mut self, notice: Notice) {
         let _ = self.notices.send(notice);
+        if matches!(notice, Notice::Lost { .. }) {
+            self.picture.lost(&self.control);
+        }
         if notice == Notice::Restored
             && let Some(draft) = self.picture.outage_report(&self.control)
         {

@@ -13,11 +13,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
-use switchback_control::status::State;
-use switchback_control::{Control, Instant, Name, Reason, Switch};
+use switchback_control::status::{DeliveryStatus, State};
+use switchback_control::{Control, Instant, Lane, Name, Reason, Switch};
 use tokio::sync::watch;
 
-use crate::api::{self, Live, LiveOutbox, LiveSession, LiveUplink, WallClock};
+use crate::api::{self, ClassFigures, Live, LiveLane, LiveOutbox, LiveSession, LiveUplink, WallClock};
 use crate::config::{Config, Server};
 use crate::corridor::Draft;
 use crate::daemon::Hands;
@@ -44,6 +44,8 @@ pub struct Picture {
     renewed: Instant,
     word: Option<State>,
     switches: BTreeMap<(Name, Name, Reason), u64>,
+    /// What delivery had counted when the session was lost.
+    lost: DeliveryStatus,
 }
 
 impl Picture {
@@ -51,7 +53,8 @@ impl Picture {
     pub fn new(config: Arc<Config>, uplinks: Uplinks, figures: Arc<StoreFigures>) -> Picture {
         let shown = watch::Sender::new(Arc::default());
         let (renewed, switches) = (Instant::default(), BTreeMap::new());
-        Picture { config, uplinks, figures, shown, renewed, word: None, switches }
+        let lost = DeliveryStatus::default();
+        Picture { config, uplinks, figures, shown, renewed, word: None, switches, lost }
     }
 
     /// Counts a switch that has come about, under the names of the IP interfaces.
@@ -89,6 +92,11 @@ impl Picture {
         api::status_document(&status, &live, wall_clock())
     }
 
+    /// The session was lost: what is given up from now on belongs to the outage.
+    pub fn lost(&mut self, control: &Control) {
+        self.lost = control.status().delivery;
+    }
+
     /// What the cloud is told of the outage that has just ended; nothing without `cloud.base`.
     pub fn outage_report(&self, control: &Control) -> Option<Draft> {
         let base = Some(&self.config.cloud.base).filter(|base| !base.is_empty())?;
@@ -96,9 +104,36 @@ impl Picture {
         let mut report = api::status_document(&status, &Live::default(), wall_clock()).remove("last_outage")?;
         let report = report.as_object_mut()?;
         report.insert("queued".into(), status.delivery.messages.into());
-        report.insert("dropped".into(), (status.delivery.dropped + status.delivery.expired).into());
+        let given_up = |delivery: &DeliveryStatus| delivery.dropped + delivery.expired;
+        report.insert("dropped".into(), given_up(&status.delivery).saturating_sub(given_up(&self.lost)).into());
         let payload = serde_json::to_vec(report).ok()?;
         Some(Draft { topic: format!("{base}/outage"), payload, qos: 1, ..Draft::default() })
+    }
+
+    /// What waits, class by class.
+    pub fn classes(&self, control: &Control, hands: &Hands) -> Vec<ClassFigures> {
+        api::classes(&control.status(), &self.lanes(hands))
+    }
+
+    fn lanes(&self, hands: &Hands) -> Vec<LiveLane> {
+        let mut lanes = api::live_lanes(&self.config);
+        for (index, lane) in lanes.iter_mut().enumerate() {
+            let (held, oldest_held) = hands.corridor.held_in(Lane(u8::try_from(index).unwrap_or(u8::MAX)));
+            let (stored, oldest_stored) = self.stored(index);
+            lane.bytes = if lane.memory { held } else { stored };
+            lane.oldest_accepted = oldest_stored.into_iter().chain(oldest_held).min().map(u64::cast_signed);
+        }
+        lanes
+    }
+
+    /// Bytes of a lane on disk, and when the oldest message there was accepted. The store keeps one figure for all as
+    /// yet, which is shown with the first lane.
+    fn stored(&self, lane: usize) -> (u64, Option<u64>) {
+        if lane > 0 {
+            return (0, None);
+        }
+        let oldest = self.figures.oldest_accepted.load(Ordering::Relaxed);
+        (self.figures.bytes.load(Ordering::Relaxed), Some(oldest).filter(|at| *at != 0))
     }
 
     fn live(&self, status: &switchback_control::Status, hands: &Hands) -> Live {
@@ -127,11 +162,11 @@ impl Picture {
             tls: facts.as_ref().and_then(|f| f.tls.clone()),
             rtt_ms: facts.as_ref().and_then(|f| f.rtt_us).map(|us| f64::from(us) / 1000.0),
         });
-        let stored = Some(self.figures.oldest_accepted.load(Ordering::Relaxed)).filter(|at| *at != 0);
+        let lanes = self.lanes(hands);
         let outbox = LiveOutbox {
-            bytes: self.figures.bytes.load(Ordering::Relaxed),
-            oldest_accepted: stored.into_iter().chain(hands.corridor.oldest_held()).min().map(u64::cast_signed),
-            dropped: Some(status.delivery.dropped + status.delivery.expired),
+            bytes: lanes.iter().map(|lane| lane.bytes).sum(),
+            oldest_accepted: lanes.iter().filter_map(|lane| lane.oldest_accepted).min(),
+            lanes,
         };
         Live { uplinks, session, outbox, switches: self.switches.clone() }
     }

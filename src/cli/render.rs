@@ -34,7 +34,10 @@ pub fn status(document: &Value, age: Duration, colours: bool) -> String {
     if document["session"].is_object() {
         line("session", session(&document["session"]));
     }
-    line("outbox", outbox(&document["outbox"]));
+    line("outbox", waiting(&document["outbox"]));
+    for (name, text) in lively_classes(&document["outbox"]["classes"]) {
+        line(&format!("  {name}"), text);
+    }
     line("list", list_line(&document["failover"]));
     let way_back = &document["failback"];
     if way_back["target"].is_string() || way_back["until"].is_string() {
@@ -109,7 +112,119 @@ fn session(session: &Value) -> String {
     parts.join(", ")
 }
 
-fn outbox(outbox: &Value) -> String {
+/// The classes in which something waits or was given up; none where the line above says it all.
+fn lively_classes(classes: &Value) -> Vec<(String, String)> {
+    let mut lively = Vec::new();
+    let mut more = false;
+    for (name, class) in by_priority(classes) {
+        let number = |key: &str| class[key].as_u64().unwrap_or(0);
+        let mut parts = Vec::new();
+        if number("messages") > 0 {
+            parts.push(count(number("messages"), "message"));
+            parts.extend(
+                class["oldest_s"].as_u64().map(|seconds| format!("oldest {}", span(seconds.saturating_mul(1000)))),
+            );
+        }
+        for (key, word) in [
+            ("held", "held for another uplink"),
+            ("dropped", "dropped"),
+            ("expired", "expired"),
+            ("refused", "refused"),
+            ("rejected", "rejected"),
+        ] {
+            if number(key) > 0 {
+                parts.push(format!("{} {word}", number(key)));
+                more = true;
+            }
+        }
+        if !parts.is_empty() {
+            more |= name != "normal";
+            lively.push((name, parts.join(", ")));
+        }
+    }
+    if more { lively } else { Vec::new() }
+}
+
+/// Classes, what goes first first.
+fn by_priority(classes: &Value) -> Vec<(String, &Value)> {
+    let all = classes.as_object().into_iter().flatten();
+    let mut classes: Vec<(String, &Value)> = all.map(|(name, class)| (plain(&name.as_str().into()), class)).collect();
+    classes.sort_by_key(|(_, class)| std::cmp::Reverse(class["priority"].as_u64()));
+    classes
+}
+
+/// `outbox show`.
+pub fn outbox(document: &Value) -> String {
+    let mut table = Table::new(&[
+        "CLASS",
+        "MESSAGES",
+        "SIZE",
+        "OLDEST",
+        "IN FLIGHT",
+        "HELD",
+        "DROPPED",
+        "EXPIRED",
+        "REFUSED",
+        "REJECTED",
+        "KEPT IN",
+    ]);
+    for (name, class) in by_priority(&document["classes"]) {
+        let number = |key: &str| class[key].as_u64().unwrap_or(0);
+        let some = |key: &str| if number(key) > 0 { number(key).to_string() } else { "-".into() };
+        let oldest = class["oldest_s"].as_u64().filter(|_| number("messages") > 0);
+        table.row(vec![
+            name,
+            number("messages").to_string(),
+            size(number("bytes")),
+            oldest.map_or("-".into(), |seconds| span(seconds.saturating_mul(1000))),
+            number("in_flight").to_string(),
+            some("held"),
+            some("dropped"),
+            some("expired"),
+            some("refused"),
+            some("rejected"),
+            if class["memory"] == true { "memory".into() } else { "disk".into() },
+        ]);
+    }
+    let mut out = table.text(false);
+    if by_priority(&document["classes"]).iter().any(|(_, class)| class["held"].as_u64().unwrap_or(0) > 0) {
+        out += "held: the present uplink may not carry it\n";
+    }
+    let none = Vec::new();
+    let aside = document["set_aside"].as_array().unwrap_or(&none);
+    if !aside.is_empty() {
+        out += &format!(
+            "\nset aside, because the server will never take them ({}):\n",
+            count(aside.len() as u64, "message")
+        );
+        let mut table = Table::new(&["WHEN", "CLASS", "TOPIC", "SIZE", "WHY"]);
+        for message in aside {
+            let bytes = message["bytes"].as_u64().map_or("-".into(), size);
+            table.row(vec![
+                message["time"].as_str().and_then(|time| time.parse().ok()).map_or("-".into(), clock),
+                plain(&message["class"]),
+                plain(&message["topic"]),
+                bytes,
+                plain(&message["why"]),
+            ]);
+        }
+        out += &table.text(false);
+        out += "`switchback outbox drop rejected` forgets them\n";
+    }
+    out
+}
+
+/// `outbox drop` and `reset`.
+pub fn dropped(document: &Value) -> String {
+    let number = |key: &str| document[key].as_u64().unwrap_or(0);
+    let way = match number("in_flight") {
+        0 => String::new(),
+        some => format!("; {some} in flight go their way"),
+    };
+    format!("{} dropped{way}\n", count(number("messages"), "message"))
+}
+
+fn waiting(outbox: &Value) -> String {
     let mut parts = vec![count(outbox["messages"].as_u64().unwrap_or(0), "message")];
     if let Some(bytes) = outbox["bytes"].as_u64() {
         parts.push(size(bytes));

@@ -469,7 +469,7 @@ mod tests {
 
     #[test]
     fn every_key_of_the_schema_is_read() {
-        let text = "[[publish]]\ntopic = \"a\"\n[[subscribe]]\ntopic = \"a\"\n[uplink.eth0]\n";
+        let text = "[class.bulk]\n[[publish]]\ntopic = \"a\"\n[[subscribe]]\ntopic = \"a\"\n[uplink.eth0]\n";
         let file: Arc<Path> = Arc::from(Path::new("/x.toml"));
         let table = tree::parse_text(text, file.clone()).unwrap();
         let host = Host { hostname: Some("gw".into()), machine_id: None };
