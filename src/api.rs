@@ -16,7 +16,9 @@ pub use document::{
     failover_document, known_as, publish_document, result_document, rfc3339_ms, rfc3339_us, status_document,
 };
 pub use explain::{explain_document, in_words, record_in_words};
-pub use outbox::{ClassFigures, LiveLane, classes, left_in_words, live_lanes, messages, outbox_document, thousands};
+pub use outbox::{
+    ClassFigures, LiveLane, classes, left_in_words, live_lanes, messages, outbox_document, size, thousands,
+};
 pub use verb::{
     DROP_ALL, DROP_REJECTED, EVENTS_MAX, FLUSH_TIMEOUT, LIST_MAX, PAYLOAD_MAX, PUBLISH_TIMEOUT, PublishStage,
     RETURN_TIMEOUT, Reset, Since, TIMEOUT_MAX, Verb,

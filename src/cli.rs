@@ -2,16 +2,17 @@
 //!
 //! Speaks only the control socket; `config` verbs need no daemon at all, and `doctor` looks for itself. Exit status: 0 done, 1 the thing asked for did
 //! not happen, 2 wrong usage or bad configuration, 3 the daemon is not running. `arguments` reads what was typed,
-//! `client` speaks with the daemon, `local` does what needs none, `render` makes words. Nothing here panics on a closed
+//! `client` speaks with the daemon, `local` does what needs none, `outbox` what loses messages, `render` makes words. Nothing here panics on a closed
 //! pipe or on what a daemon of another version says.
 
 mod arguments;
 mod client;
 mod local;
+mod outbox;
 mod render;
 
 use std::ffi::OsString;
-use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -34,9 +35,6 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// How often a live screen is drawn again when nothing happened, so that ages grow.
 const REDRAW: Duration = Duration::from_secs(1);
-
-/// Letters of an answer on the terminal that are read.
-const ANSWER_MAX: u64 = 80;
 
 /// Why the command line ends without having done what was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,12 +146,8 @@ fn dispatch(arguments: &Arguments, output: &mut Output<'_>) -> Result<u8, Proble
         ["disconnect"] => timed(arguments, "disconnect", FLUSH_TIMEOUT, output),
         ["reconnect"] => timed(arguments, "reconnect", Duration::ZERO, output),
         ["flush"] => timed(arguments, "flush", FLUSH_TIMEOUT, output),
-        ["outbox"] | ["outbox", "show"] => outbox(arguments, output),
-        ["outbox", "drop", class] => outbox_drop(arguments, class, output),
-        ["outbox", "drop", ..] => Err(Problem::usage("outbox drop takes one class, or all, or rejected")),
-        ["outbox", other, ..] => Err(Problem::usage(format!("outbox {other}: write show or drop CLASS|all|rejected"))),
-        ["reset", what @ ("outbox" | "failover" | "all")] => reset(arguments, what, output),
-        ["reset", ..] => Err(Problem::usage("reset takes one of outbox, failover, all")),
+        ["outbox", rest @ ..] => outbox::outbox(arguments, rest, output),
+        ["reset", rest @ ..] => outbox::reset(arguments, rest, output),
         ["events"] => events(arguments, output),
         ["publish", ..] => publish(arguments, output),
         [verb, extra, ..] => Err(Problem::usage(format!("{verb} takes no \"{extra}\""))),
@@ -310,53 +304,6 @@ fn publish(arguments: &Arguments, output: &mut Output<'_>) -> Result<u8, Problem
     let document = ask(arguments, "publish", options, arguments.limit(PUBLISH_TIMEOUT)?)?;
     output.answer(&document, render::publish)?;
     Ok(if document["result"] == "accepted" { 0 } else { 1 })
-}
-
-fn outbox(arguments: &Arguments, output: &mut Output<'_>) -> Result<u8, Problem> {
-    let document = ask(arguments, "outbox-show", Map::new(), Duration::ZERO)?;
-    output.answer(&document, render::outbox)?;
-    Ok(0)
-}
-
-fn outbox_drop(arguments: &Arguments, class: &str, output: &mut Output<'_>) -> Result<u8, Problem> {
-    let what = match class {
-        "all" => "everything that waits".to_string(),
-        "rejected" => "what was set aside".to_string(),
-        class => format!("what waits of class {class}"),
-    };
-    confirm(arguments, &format!("Give up {what}? Its applications were told that it is kept."))?;
-    let document = ask(arguments, "outbox-drop", object(json!({ "class": class })), Duration::ZERO)?;
-    output.answer(&document, render::dropped)?;
-    Ok(0)
-}
-
-fn reset(arguments: &Arguments, what: &str, output: &mut Output<'_>) -> Result<u8, Problem> {
-    if what != "failover" {
-        confirm(arguments, "Give up everything that waits or was set aside? Applications were told that it is kept.")?;
-    }
-    let document = ask(arguments, "reset", object(json!({ "what": what })), Duration::ZERO)?;
-    output.answer(&document, |document| match what {
-        "failover" => render::failover(document),
-        _ => render::dropped(document),
-    })?;
-    Ok(0)
-}
-
-/// Asks on the terminal, as apt does; without one, `--yes` must say it.
-fn confirm(arguments: &Arguments, question: &str) -> Result<(), Problem> {
-    if arguments.yes {
-        return Ok(());
-    }
-    if !io::stdin().is_terminal() {
-        return Err(Problem::new(1, "not done: this loses messages; write --yes where nobody can be asked"));
-    }
-    let _ = write!(io::stderr(), "{question} [y/N] ");
-    let mut line = String::new();
-    let read = io::stdin().lock().take(ANSWER_MAX).read_line(&mut line);
-    match read.map(|_| line.trim().to_ascii_lowercase()) {
-        Ok(answer) if answer == "y" || answer == "yes" => Ok(()),
-        Ok(_) | Err(_) => Err(Problem::new(1, "not done")),
-    }
 }
 
 fn standard_input() -> Result<Vec<u8>, Problem> {

@@ -3,13 +3,14 @@
 //! What stands here has been checked: every duration is in its range, every name is a name, `{hostname}` and
 //! `{machine-id}` are expanded. Adapters take the part they need and read nothing else.
 //!
-//! Below: `tree` reads the files, `schema` lists the keys, `reader` takes typed values, `check` and `uplinks` fill the structs,
+//! Below: `tree` reads the files, `schema` lists the keys, `reader` takes typed values, `check`, `lanes`, `local` and `uplinks` fill the structs,
 //! `show` writes them out again, `forecast` says what they mean. Every mistake is told at once, each with file, line, key
 //! and what to write instead.
 
 mod check;
 mod forecast;
 mod lanes;
+mod local;
 mod nearest;
 mod reader;
 mod schema;

@@ -97,6 +97,12 @@ impl Daemon {
                 Woken::Call(call) => running = self.answer(call).await,
                 Woken::Heartbeat => {
                     systemd::feed();
+                    self.journal.count(
+                        &self.black_box,
+                        &self.control,
+                        &self.picture.classes(&self.control, &self.hands),
+                    );
+                    self.offer_lines();
                     self.compare_now_and_then(&mut compared);
                 }
             }
@@ -136,6 +142,7 @@ impl Daemon {
             running &= self.perform(action).await;
         }
         self.desk.after_turn(&self.control);
+        self.offer_lines();
         running
     }
 
@@ -190,9 +197,19 @@ impl Daemon {
         if notice == Notice::Restored
             && let Some(draft) = self.picture.outage_report(&self.control)
         {
-            let corridor = self.hands.corridor.clone();
-            tokio::spawn(async move { corridor.offer(draft).await });
+            self.offer(draft);
         }
+    }
+
+    /// What the journal said and the cloud wants to know, as messages like any other.
+    fn offer_lines(&mut self) {
+        self.journal.lines().into_iter().for_each(|draft| self.offer(draft));
+    }
+
+    /// Our own messages; nobody waits for what becomes of them.
+    fn offer(&self, draft: Draft) {
+        let corridor = self.hands.corridor.clone();
+        tokio::spawn(async move { corridor.offer(draft).await });
     }
 
     /// Makes the value durable before going on, but lets no slow card stop a switch. Says why it could not.

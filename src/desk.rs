@@ -4,36 +4,33 @@
 //! says what it came to. Every call gets exactly one answer; a caller that has gone away is forgotten. Nothing here
 //! decides anything about networks.
 
+mod outbox;
+mod publish;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flowsdk::mqtt_serde::mqttv5::common::properties::Property;
 use jiff::Timestamp;
+use outbox::dropped;
+use publish::publish;
 use serde_json::{Map, Value};
-use switchback_control::{Command, Control, Event, Lane, Name, Order, Outcome, Reason, Request, Seq, Status};
+use switchback_control::{Command, Control, Event, Name, Order, Outcome, Reason, Request, Status};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::api::{
-    Call, DROP_ALL, DROP_REJECTED, Failure, PublishResult, PublishStage, Reply, Reset, Since, Verb, classes,
-    dropped_document, explain_document, failback_document, failover_document, in_words, left_in_words, live_lanes,
-    publish_document, result_document,
+    Call, Failure, PublishStage, Reply, Since, Verb, classes, explain_document, failback_document, failover_document,
+    in_words, left_in_words, live_lanes, result_document,
 };
-use crate::config::{Config, nearest};
-use crate::corridor::{Corridor, Draft, Offer, Refusal};
+use crate::config::Config;
+use crate::corridor::{Corridor, Draft};
 use crate::daemon::Hands;
 use crate::io::black_box::{BlackBox, Query};
 use crate::picture::{Picture, wall_clock};
-use crate::sorting::{CLASS, Local, Way, sort};
 
 /// Calls that wait for the heart at once. More are told to come back.
 const WAITING_MAX: usize = 64;
-
-/// A request whose answer nobody waits for: real ones count from 1.
-const UNHEARD: Request = Request(0);
-/// Letters of a wrong name that a message repeats.
-const NAME_SHOWN: usize = 60;
 
 type Asker = oneshot::Sender<Reply>;
 
@@ -242,110 +239,6 @@ impl Desk {
         self.waiting.insert(request, waiting);
         Some(request)
     }
-
-    /// A message of an operator goes the way of an application's; and whether its rule wants the cloud's word.
-    fn draft(
-        &self,
-        topic: String,
-        payload: Vec<u8>,
-        class: Option<String>,
-        retain: bool,
-    ) -> Result<(Draft, bool), Failure> {
-        if let Some(class) = &class {
-            self.known(class, &[])?;
-        }
-        let properties = class.map(|class| Property::UserProperty(CLASS.into(), class)).into_iter().collect();
-        let failed = |why: String| Err(Failure::failed(why, None));
-        match sort(&self.config, Local { topic: topic.clone(), payload, retain, properties }) {
-            Way::Up { draft, await_cloud, unknown_class: _ } => Ok((draft, await_cloud)),
-            Way::Local => failed(format!("no [[publish]] rule sends \"{topic}\" to the cloud")),
-            Way::Impossible => {
-                failed(format!("the [[publish]] rule for \"{topic}\" makes a topic that no server takes"))
-            }
-            Way::Reserved => {
-                failed(format!("\"{topic}\" goes where the cloud expects switchback itself to speak (cloud.base)"))
-            }
-        }
-    }
-
-    /// The lanes of a class; what else may stand in its place is for the message.
-    fn known(&self, class: &str, others: &[&str]) -> Result<Vec<Lane>, Failure> {
-        let names = || self.config.lanes.iter().map(|lane| lane.class.as_str());
-        let lanes = (0..u8::MAX).zip(names()).filter(|(_, name)| *name == class).map(|(lane, _)| Lane(lane));
-        let lanes: Vec<Lane> = lanes.collect();
-        if !lanes.is_empty() {
-            return Ok(lanes);
-        }
-        let mut known: Vec<&str> = names().chain(others.iter().copied()).collect();
-        known.sort_unstable();
-        known.dedup();
-        let hint = match nearest(class, known.iter().copied()) {
-            Some(near) => format!("did you mean \"{near}\"?"),
-            None => format!("known: {}", known.join(", ")),
-        };
-        let class: String = class.chars().filter(|c| !c.is_control()).take(NAME_SHOWN).collect();
-        Err(Failure::usage(format!("class: there is no class \"{class}\"; {hint}")))
-    }
-
-    /// What waits, and what was set aside, which the store reads in its own time.
-    fn show_outbox(&self, reply: Asker, mut status: Map<String, Value>) {
-        let mut document = match status.remove("outbox") {
-            Some(Value::Object(outbox)) => outbox,
-            _ => Map::new(),
-        };
-        let corridor = self.corridor.clone();
-        tokio::spawn(async move {
-            document.insert("set_aside".into(), set_aside(&corridor).await.into());
-            answer(reply, Ok(document));
-        });
-    }
-
-    fn drop_class(&mut self, reply: Asker, class: &str, control: &Control) -> Vec<Event> {
-        let lanes = match class {
-            DROP_REJECTED => {
-                forget_set_aside(&self.corridor, reply);
-                return Vec::new();
-            }
-            DROP_ALL => vec![None],
-            class => match self.known(class, &[DROP_ALL, DROP_REJECTED]) {
-                Ok(lanes) => lanes.into_iter().map(Some).collect(),
-                Err(failure) => {
-                    answer(reply, Err(failure));
-                    return Vec::new();
-                }
-            },
-        };
-        let waiting = Waiting::Dropped(reply, "dropped", control.status().delivery.dropped);
-        let Some(request) = self.wait(waiting) else { return Vec::new() };
-        // The last answer is the one for all: they come in order, each in its own turn.
-        let first = lanes.len().saturating_sub(1);
-        let one = |(index, lane)| {
-            let request = if index == first { request } else { UNHEARD };
-            Event::Asked(Command::Drop { request, lane })
-        };
-        lanes.into_iter().enumerate().map(one).collect()
-    }
-
-    fn reset(&mut self, reply: Asker, what: Reset, control: &Control) -> Vec<Event> {
-        let before = control.status().delivery.dropped;
-        let forget_list = || Event::Asked(Command::SetList { list: Vec::new() });
-        let drop = |request| Event::Asked(Command::Drop { request, lane: None });
-        match what {
-            Reset::Failover => {
-                self.list = Some(ListAsker::Show(reply));
-                vec![forget_list()]
-            }
-            Reset::Outbox => {
-                let reply = and_forget_set_aside(&self.corridor, reply);
-                let Some(request) = self.wait(Waiting::Dropped(reply, "reset", before)) else { return Vec::new() };
-                vec![drop(request)]
-            }
-            Reset::All => {
-                self.list = Some(ListAsker::Reset(and_forget_set_aside(&self.corridor, reply), before));
-                vec![drop(UNHEARD), forget_list()]
-            }
-        }
-    }
 }
 
 impl Waiting {
@@ -381,116 +274,6 @@ fn with_limit(reply: Asker, limit: Duration, late: &'static str) -> Asker {
         answer(reply, heard.and_then(|outcome| outcome.unwrap_or_else(|_| Err(stopping()))));
     });
     asker
-}
-
-/// Offers a message and answers when it has come as far as asked, or why not.
-fn publish(corridor: &Corridor, reply: Asker, draft: Draft, wait: PublishStage, limit: Duration) {
-    let corridor = corridor.clone();
-    tokio::spawn(async move {
-        let mut stage = None;
-        let result = timeout(limit, follow(&corridor, draft, wait, &mut stage)).await;
-        let result = result.unwrap_or(Ok(PublishResult::TimeLimit));
-        answer(reply, result.map(|result| publish_document(stage, result)));
-    });
-}
-
-/// Offers a message and follows it to the stage asked for.
-async fn follow(
-    corridor: &Corridor,
-    draft: Draft,
-    wait: PublishStage,
-    stage: &mut Option<PublishStage>,
-) -> Result<PublishResult, Failure> {
-    let Offer { mut accepted, mut sent, delivered } = corridor.offer(draft).await;
-    let early = match wait {
-        // The last byte may be gone before the message is kept.
-        PublishStage::Sent => tokio::select! {
-            biased;
-            left = &mut sent => Early::Left(left.is_ok()),
-            told = &mut accepted => Early::Told(told),
-        },
-        PublishStage::Stored | PublishStage::Acked => Early::Told((&mut accepted).await),
-    };
-    let told = match early {
-        Early::Left(true) => {
-            *stage = Some(PublishStage::Sent);
-            return Ok(PublishResult::Accepted);
-        }
-        Early::Left(false) => accepted.await,
-        Early::Told(told) => told,
-    };
-    match told {
-        Ok(Ok(_)) => *stage = Some(PublishStage::Stored),
-        Ok(Err(Refusal::Full | Refusal::Dropped)) => return Ok(PublishResult::WouldBlock),
-        Ok(Err(Refusal::NotConnected)) => return Ok(PublishResult::NotConnected),
-        Ok(Err(Refusal::TooLarge)) => {
-            let message = "payload: the message is larger than its class takes (half of its max_size, at most 512 KiB)";
-            return Err(Failure::usage(message));
-        }
-        Ok(Err(Refusal::Stopping)) | Err(_) => return Ok(PublishResult::Lost),
-    }
-    if wait == PublishStage::Stored {
-        return Ok(PublishResult::Accepted);
-    }
-    // A receiver that has told what it had must not be asked again.
-    if wait == PublishStage::Sent && !sent.is_terminated() && sent.await.is_ok() {
-        *stage = Some(PublishStage::Sent);
-        return Ok(PublishResult::Accepted);
-    }
-    Ok(match delivered.await {
-        Ok(()) => {
-            *stage = Some(PublishStage::Acked);
-            PublishResult::Accepted
-        }
-        // Dropped, expired or rejected.
-        Err(_) => PublishResult::Lost,
-    })
-}
-
-/// What comes first.
-enum Early {
-    /// The last byte left; false when it never will.
-    Left(bool),
-    Told(Result<Result<Seq, Refusal>, oneshot::error::RecvError>),
-}
-
-/// What the server will never take, with its reasons.
-async fn set_aside(_corridor: &Corridor) -> Vec<Value> {
-    // The store does not tell yet: `Corridor::set_asides` belongs here.
-    Vec::new()
-}
-
-/// Forgets it; how many there were.
-async fn clear_set_aside(corridor: &Corridor) -> Result<usize, Failure> {
-    // And `Corridor::clear_set_asides` here.
-    Ok(set_aside(corridor).await.len())
-}
-
-/// `outbox drop rejected`.
-fn forget_set_aside(corridor: &Corridor, reply: Asker) {
-    let corridor = corridor.clone();
-    tokio::spawn(async move {
-        let cleared = clear_set_aside(&corridor).await;
-        answer(reply, cleared.map(|count| dropped_document("dropped", count as u64, 0)));
-    });
-}
-
-/// One who forgets what was set aside before the answer goes on.
-fn and_forget_set_aside(corridor: &Corridor, reply: Asker) -> Asker {
-    let (asker, heard) = oneshot::channel();
-    let corridor = corridor.clone();
-    tokio::spawn(async move {
-        let cleared = clear_set_aside(&corridor).await;
-        let heard: Reply = heard.await.unwrap_or_else(|_| Err(stopping()));
-        answer(reply, cleared.and(heard));
-    });
-    asker
-}
-
-/// How many messages were given up since there were `before`.
-fn dropped(word: &str, before: u64, status: &Status) -> Map<String, Value> {
-    let delivery = &status.delivery;
-    dropped_document(word, delivery.dropped.saturating_sub(before), u64::from(delivery.in_flight))
 }
 
 fn spell_out(waiting: Waiting, outcome: Outcome, status: &Status, config: &Config) -> (Asker, Reply) {

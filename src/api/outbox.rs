@@ -165,6 +165,15 @@ pub fn thousands(number: u64) -> String {
     out
 }
 
+/// Bytes with one digit behind the point: `2.9 MB`.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [(&str, u64); 3] = [("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1000)];
+    match UNITS.into_iter().find(|(_, factor)| bytes >= *factor) {
+        Some((unit, factor)) => format!("{}.{} {unit}", bytes / factor, bytes % factor * 10 / factor),
+        None => format!("{bytes} B"),
+    }
+}
+
 fn uplinks(carriers: &Carriers) -> String {
     match carriers {
         Carriers::Any => "any uplink".into(),

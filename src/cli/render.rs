@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::Value;
 
+pub use crate::api::size;
 use crate::config::duration_text;
 
 const GOOD: &str = "\x1b[32m";
@@ -35,7 +36,7 @@ pub fn status(document: &Value, age: Duration, colours: bool) -> String {
         line("session", session(&document["session"]));
     }
     line("outbox", waiting(&document["outbox"]));
-    for (name, text) in lively_classes(&document["outbox"]["classes"]) {
+    for (name, text) in super::outbox::lively_classes(&document["outbox"]["classes"]) {
         line(&format!("  {name}"), text);
     }
     line("list", list_line(&document["failover"]));
@@ -97,7 +98,7 @@ fn until(value: &Value) -> Option<String> {
     Some(format!("until {}{left}", clock(at)))
 }
 
-fn clock(at: Timestamp) -> String {
+pub fn clock(at: Timestamp) -> String {
     format!("{at:.0}").replacen('T', " ", 1)
 }
 
@@ -110,118 +111,6 @@ fn session(session: &Value) -> String {
     }
     parts.push(format!("number {}", plain(&session["id"])));
     parts.join(", ")
-}
-
-/// The classes in which something waits or was given up; none where the line above says it all.
-fn lively_classes(classes: &Value) -> Vec<(String, String)> {
-    let mut lively = Vec::new();
-    let mut more = false;
-    for (name, class) in by_priority(classes) {
-        let number = |key: &str| class[key].as_u64().unwrap_or(0);
-        let mut parts = Vec::new();
-        if number("messages") > 0 {
-            parts.push(count(number("messages"), "message"));
-            parts.extend(
-                class["oldest_s"].as_u64().map(|seconds| format!("oldest {}", span(seconds.saturating_mul(1000)))),
-            );
-        }
-        for (key, word) in [
-            ("held", "held for another uplink"),
-            ("dropped", "dropped"),
-            ("expired", "expired"),
-            ("refused", "refused"),
-            ("rejected", "rejected"),
-        ] {
-            if number(key) > 0 {
-                parts.push(format!("{} {word}", number(key)));
-                more = true;
-            }
-        }
-        if !parts.is_empty() {
-            more |= name != "normal";
-            lively.push((name, parts.join(", ")));
-        }
-    }
-    if more { lively } else { Vec::new() }
-}
-
-/// Classes, what goes first first.
-fn by_priority(classes: &Value) -> Vec<(String, &Value)> {
-    let all = classes.as_object().into_iter().flatten();
-    let mut classes: Vec<(String, &Value)> = all.map(|(name, class)| (plain(&name.as_str().into()), class)).collect();
-    classes.sort_by_key(|(_, class)| std::cmp::Reverse(class["priority"].as_u64()));
-    classes
-}
-
-/// `outbox show`.
-pub fn outbox(document: &Value) -> String {
-    let mut table = Table::new(&[
-        "CLASS",
-        "MESSAGES",
-        "SIZE",
-        "OLDEST",
-        "IN FLIGHT",
-        "HELD",
-        "DROPPED",
-        "EXPIRED",
-        "REFUSED",
-        "REJECTED",
-        "KEPT IN",
-    ]);
-    for (name, class) in by_priority(&document["classes"]) {
-        let number = |key: &str| class[key].as_u64().unwrap_or(0);
-        let some = |key: &str| if number(key) > 0 { number(key).to_string() } else { "-".into() };
-        let oldest = class["oldest_s"].as_u64().filter(|_| number("messages") > 0);
-        table.row(vec![
-            name,
-            number("messages").to_string(),
-            size(number("bytes")),
-            oldest.map_or("-".into(), |seconds| span(seconds.saturating_mul(1000))),
-            number("in_flight").to_string(),
-            some("held"),
-            some("dropped"),
-            some("expired"),
-            some("refused"),
-            some("rejected"),
-            if class["memory"] == true { "memory".into() } else { "disk".into() },
-        ]);
-    }
-    let mut out = table.text(false);
-    if by_priority(&document["classes"]).iter().any(|(_, class)| class["held"].as_u64().unwrap_or(0) > 0) {
-        out += "held: the present uplink may not carry it\n";
-    }
-    let none = Vec::new();
-    let aside = document["set_aside"].as_array().unwrap_or(&none);
-    if !aside.is_empty() {
-        out += &format!(
-            "\nset aside, because the server will never take them ({}):\n",
-            count(aside.len() as u64, "message")
-        );
-        let mut table = Table::new(&["WHEN", "CLASS", "TOPIC", "SIZE", "WHY"]);
-        for message in aside {
-            let bytes = message["bytes"].as_u64().map_or("-".into(), size);
-            table.row(vec![
-                message["time"].as_str().and_then(|time| time.parse().ok()).map_or("-".into(), clock),
-                plain(&message["class"]),
-                plain(&message["topic"]),
-                bytes,
-                plain(&message["why"]),
-            ]);
-        }
-        out += &table.text(false);
-        out += "`switchback outbox drop rejected` forgets them\n";
-    }
-    out
-}
-
-/// `outbox drop` and `reset`.
-pub fn dropped(document: &Value) -> String {
-    let number = |key: &str| document[key].as_u64().unwrap_or(0);
-    let way = match number("in_flight") {
-        0 => String::new(),
-        some => format!("; {some} in flight go their way"),
-    };
-    format!("{} dropped{way}\n", count(number("messages"), "message"))
 }
 
 fn waiting(outbox: &Value) -> String {
@@ -432,7 +321,7 @@ fn dash(text: String) -> String {
 }
 
 /// A value as a word without control characters; `-` for what is absent.
-fn plain(value: &Value) -> String {
+pub fn plain(value: &Value) -> String {
     match value {
         Value::Null => "-".into(),
         Value::String(text) => dash(text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()),
@@ -445,7 +334,7 @@ fn millis(duration: Duration) -> u64 {
 }
 
 /// A span of time with as much precision as anyone wants to read.
-fn span(ms: u64) -> String {
+pub fn span(ms: u64) -> String {
     let (seconds, minutes, hours) = (ms / 1000, ms / 60_000, ms / 3_600_000);
     match ms {
         0..1000 => duration_text(Duration::from_millis(ms)),
@@ -454,15 +343,6 @@ fn span(ms: u64) -> String {
         _ if minutes < 60 => format!("{minutes}min {}s", seconds % 60),
         _ if hours < 48 => format!("{hours}h {}min", minutes % 60),
         _ => format!("{}d {}h", hours / 24, hours % 24),
-    }
-}
-
-/// With one digit behind the point: `2.9 MB`.
-pub fn size(bytes: u64) -> String {
-    const UNITS: [(&str, u64); 3] = [("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1000)];
-    match UNITS.into_iter().find(|(_, factor)| bytes >= *factor) {
-        Some((unit, factor)) => format!("{}.{} {unit}", bytes / factor, bytes % factor * 10 / factor),
-        None => format!("{bytes} B"),
     }
 }
 
