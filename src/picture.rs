@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 use switchback_control::status::{DeliveryStatus, State};
-use switchback_control::{Control, Instant, Lane, Name, Reason, Switch};
+use switchback_control::{Control, Instant, Lane, Name, Reason, Status, Switch};
 use tokio::sync::watch;
 
 use crate::api::{self, ClassFigures, Live, LiveLane, LiveOutbox, LiveSession, LiveUplink, WallClock};
@@ -46,6 +46,8 @@ pub struct Picture {
     switches: BTreeMap<(Name, Name, Reason), u64>,
     /// What delivery had counted when the session was lost.
     lost: DeliveryStatus,
+    /// The most that has waited since then.
+    queued: u64,
 }
 
 impl Picture {
@@ -54,7 +56,7 @@ impl Picture {
         let shown = watch::Sender::new(Arc::default());
         let (renewed, switches) = (Instant::default(), BTreeMap::new());
         let lost = DeliveryStatus::default();
-        Picture { config, uplinks, figures, shown, renewed, word: None, switches, lost }
+        Picture { config, uplinks, figures, shown, renewed, word: None, switches, lost, queued: 0 }
     }
 
     /// Counts a switch that has come about, under the names of the IP interfaces.
@@ -82,19 +84,26 @@ impl Picture {
             write_word(state_file, word.as_str());
         }
         self.renewed = now;
-        self.shown.send_replace(Arc::new(self.document(control, hands)));
+        let status = control.status();
+        if !status.connected {
+            self.queued = self.queued.max(status.delivery.messages);
+        }
+        self.shown.send_replace(Arc::new(self.document_of(&status, hands)));
     }
 
     /// The document as of now.
     pub fn document(&self, control: &Control, hands: &Hands) -> Map<String, Value> {
-        let status = control.status();
-        let live = self.live(&status, hands);
-        api::status_document(&status, &live, wall_clock())
+        self.document_of(&control.status(), hands)
+    }
+
+    fn document_of(&self, status: &Status, hands: &Hands) -> Map<String, Value> {
+        api::status_document(status, &self.live(status, hands), wall_clock())
     }
 
     /// The session was lost: what is given up from now on belongs to the outage.
     pub fn lost(&mut self, control: &Control) {
         self.lost = control.status().delivery;
+        self.queued = self.lost.messages;
     }
 
     /// What the cloud is told of the outage that has just ended; nothing without `cloud.base`.
@@ -103,7 +112,7 @@ impl Picture {
         let status = control.status();
         let mut report = api::status_document(&status, &Live::default(), wall_clock()).remove("last_outage")?;
         let report = report.as_object_mut()?;
-        report.insert("queued".into(), status.delivery.messages.into());
+        report.insert("queued".into(), self.queued.into());
         let given_up = |delivery: &DeliveryStatus| delivery.dropped + delivery.expired;
         report.insert("dropped".into(), given_up(&status.delivery).saturating_sub(given_up(&self.lost)).into());
         let payload = serde_json::to_vec(report).ok()?;
@@ -136,7 +145,7 @@ impl Picture {
         (self.figures.bytes.load(Ordering::Relaxed), Some(oldest).filter(|at| *at != 0))
     }
 
-    fn live(&self, status: &switchback_control::Status, hands: &Hands) -> Live {
+    fn live(&self, status: &Status, hands: &Hands) -> Live {
         let facts = status.session.and_then(|s| hands.cloud.live(s.attempt));
         let mut uplinks = BTreeMap::new();
         for uplink in &status.uplinks {

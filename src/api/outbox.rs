@@ -131,15 +131,17 @@ pub fn left_in_words(status: &Status, classes: &[ClassFigures]) -> String {
     for sum in classes {
         let class = &sum.class;
         if sum.held > 0 {
-            left.push(format!("{} of class {class} wait for {}", messages(sum.held), sum.waits_for.join(" or ")));
+            let (wait, which) = (waits(sum.held), sum.waits_for.join(" or "));
+            left.push(format!("{} of class {class} {wait} for {which}", messages(sum.held)));
         }
         let rest = sum.messages.saturating_sub(sum.held);
         match (rest, status.connected) {
             (0, _) => {}
-            (rest, false) => left.push(format!("{} of class {class} wait for a session", messages(rest))),
+            (rest, false) => left.push(format!("{} of class {class} {} for a session", messages(rest), waits(rest))),
             (rest, true) => left.push(format!(
-                "{} of class {class} wait for the cloud's answer ({} in flight)",
+                "{} of class {class} {} for the cloud's answer ({} in flight)",
                 messages(rest),
+                waits(rest),
                 thousands(sum.in_flight)
             )),
         }
@@ -150,6 +152,10 @@ pub fn left_in_words(status: &Status, classes: &[ClassFigures]) -> String {
 /// `1,204 messages`.
 pub fn messages(count: u64) -> String {
     format!("{} message{}", thousands(count), if count == 1 { "" } else { "s" })
+}
+
+fn waits(count: u64) -> &'static str {
+    if count == 1 { "waits" } else { "wait" }
 }
 
 /// `1,204`.
