@@ -3,21 +3,25 @@
 //! The control socket, the D-Bus service and the status page all speak this: a verb with options as JSON goes in,
 //! one JSON object comes out. Nothing here touches a socket or decides anything about networks.
 //!
-//! `verb` checks what comes in, `document` builds what goes out.
+//! `verb` checks what comes in, `document` and `outbox` build what goes out.
 
 pub mod base64;
 mod document;
 mod explain;
+mod outbox;
 mod verb;
 
 pub use document::{
-    Live, LiveOutbox, LiveSession, LiveUplink, PublishResult, WallClock, failback_document, failover_document,
-    known_as, publish_document, result_document, rfc3339_ms, rfc3339_us, status_document,
+    Live, LiveOutbox, LiveSession, LiveUplink, PublishResult, WallClock, dropped_document, failback_document,
+    failover_document, known_as, publish_document, result_document, rfc3339_ms, rfc3339_us, status_document,
 };
 pub use explain::{explain_document, in_words, record_in_words};
+pub use outbox::{
+    ClassFigures, LiveLane, classes, left_in_words, live_lanes, messages, outbox_document, size, thousands,
+};
 pub use verb::{
-    EVENTS_MAX, FLUSH_TIMEOUT, LIST_MAX, PAYLOAD_MAX, PUBLISH_TIMEOUT, PublishStage, RETURN_TIMEOUT, Since,
-    TIMEOUT_MAX, Verb,
+    DROP_ALL, DROP_REJECTED, EVENTS_MAX, FLUSH_TIMEOUT, LIST_MAX, PAYLOAD_MAX, PUBLISH_TIMEOUT, PublishStage,
+    RETURN_TIMEOUT, Reset, Since, TIMEOUT_MAX, Verb,
 };
 
 use serde_json::{Map, Value};

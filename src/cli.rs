@@ -2,12 +2,13 @@
 //!
 //! Speaks only the control socket; `config` verbs need no daemon at all, and `doctor` looks for itself. Exit status: 0 done, 1 the thing asked for did
 //! not happen, 2 wrong usage or bad configuration, 3 the daemon is not running. `arguments` reads what was typed,
-//! `client` speaks with the daemon, `local` does what needs none, `render` makes words. Nothing here panics on a closed
+//! `client` speaks with the daemon, `local` does what needs none, `outbox` what loses messages, `render` makes words. Nothing here panics on a closed
 //! pipe or on what a daemon of another version says.
 
 mod arguments;
 mod client;
 mod local;
+mod outbox;
 mod render;
 
 use std::ffi::OsString;
@@ -145,6 +146,8 @@ fn dispatch(arguments: &Arguments, output: &mut Output<'_>) -> Result<u8, Proble
         ["disconnect"] => timed(arguments, "disconnect", FLUSH_TIMEOUT, output),
         ["reconnect"] => timed(arguments, "reconnect", Duration::ZERO, output),
         ["flush"] => timed(arguments, "flush", FLUSH_TIMEOUT, output),
+        ["outbox", rest @ ..] => outbox::outbox(arguments, rest, output),
+        ["reset", rest @ ..] => outbox::reset(arguments, rest, output),
         ["events"] => events(arguments, output),
         ["publish", ..] => publish(arguments, output),
         [verb, extra, ..] => Err(Problem::usage(format!("{verb} takes no \"{extra}\""))),

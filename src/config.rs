@@ -3,13 +3,14 @@
 //! What stands here has been checked: every duration is in its range, every name is a name, `{hostname}` and
 //! `{machine-id}` are expanded. Adapters take the part they need and read nothing else.
 //!
-//! Below: `tree` reads the files, `schema` lists the keys, `reader` takes typed values, `check` and `uplinks` fill the structs,
+//! Below: `tree` reads the files, `schema` lists the keys, `reader` takes typed values, `check`, `lanes`, `local` and `uplinks` fill the structs,
 //! `show` writes them out again, `forecast` says what they mean. Every mistake is told at once, each with file, line, key
 //! and what to write instead.
 
 mod check;
 mod forecast;
 mod lanes;
+mod local;
 mod nearest;
 mod reader;
 mod schema;
@@ -30,7 +31,7 @@ pub use forecast::{BROWN_OUT, Cost, HANDSHAKE, HANDSHAKE_FULL, PING, WorstCase, 
 pub use lanes::{MessageClass, overflow_word, uplinks_text};
 pub use nearest::nearest;
 pub use show::{show, standby_word};
-pub use text::{duration as parse_duration, duration_text, matches as pattern_matches};
+pub use text::{duration as parse_duration, duration_text, matches as pattern_matches, size_text};
 
 /// Every key (`*` for the name of an uplink or a class) and its range as text: for the test of the shipped file.
 pub fn keys() -> impl Iterator<Item = (&'static str, Option<String>)> {

@@ -347,9 +347,14 @@ impl Corridor {
         let _ = self.0.store.send(StoreJob::Finish);
     }
 
-    /// When the oldest message in memory was accepted: milliseconds since the epoch.
-    pub fn oldest_held(&self) -> Option<u64> {
-        self.lock().held.values().map(|body| body.accepted).min()
+    /// Bytes of a lane's messages in memory, and when the oldest of them was accepted.
+    pub fn held_in(&self, lane: Lane) -> (u64, Option<u64>) {
+        let bodies = self.lock();
+        let of_lane = bodies.held.range(Seq::new(lane, 0)..=Seq::new(lane, u64::MAX));
+        of_lane.fold((0, None), |(bytes, oldest), (_, body)| {
+            let size = body.topic.len() + body.payload.len() + body.properties.len();
+            (bytes + size as u64, Some(oldest.map_or(body.accepted, |oldest: u64| oldest.min(body.accepted))))
+        })
     }
 
     /// Offers refused since the start.

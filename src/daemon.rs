@@ -97,6 +97,12 @@ impl Daemon {
                 Woken::Call(call) => running = self.answer(call).await,
                 Woken::Heartbeat => {
                     systemd::feed();
+                    self.journal.count(
+                        &self.black_box,
+                        &self.control,
+                        &self.picture.classes(&self.control, &self.hands),
+                    );
+                    self.offer_lines();
                     self.compare_now_and_then(&mut compared);
                 }
             }
@@ -136,15 +142,17 @@ impl Daemon {
             running &= self.perform(action).await;
         }
         self.desk.after_turn(&self.control);
+        self.offer_lines();
         running
     }
 
-    /// A call from one of the front doors: answered at once, or turned into an event and answered later.
+    /// A call from one of the front doors: answered at once, or turned into events and answered later.
     async fn answer(&mut self, call: Call) -> bool {
-        match self.desk.take(call, &self.control, &self.hands, &self.picture, &self.black_box) {
-            Some(event) => self.turn(event).await,
-            None => true,
+        let mut running = true;
+        for event in self.desk.take(call, &self.control, &self.hands, &self.picture, &self.black_box) {
+            running &= self.turn(event).await;
         }
+        running
     }
 
     async fn perform(&mut self, action: Action) -> bool {
@@ -181,14 +189,27 @@ impl Daemon {
 
     /// Tells whoever listens; nobody listening is no error. An outage that is over is told to the cloud as well, as a
     /// message like any other, so that it is kept until the cloud has it (R-DG-6).
-    fn tell(&self, notice: Notice) {
+    fn tell(&mut self, notice: Notice) {
         let _ = self.notices.send(notice);
+        if matches!(notice, Notice::Lost { .. }) {
+            self.picture.lost(&self.control);
+        }
         if notice == Notice::Restored
             && let Some(draft) = self.picture.outage_report(&self.control)
         {
-            let corridor = self.hands.corridor.clone();
-            tokio::spawn(async move { corridor.offer(draft).await });
+            self.offer(draft);
         }
+    }
+
+    /// What the journal said and the cloud wants to know, as messages like any other.
+    fn offer_lines(&mut self) {
+        self.journal.lines().into_iter().for_each(|draft| self.offer(draft));
+    }
+
+    /// Our own messages; nobody waits for what becomes of them.
+    fn offer(&self, draft: Draft) {
+        let corridor = self.hands.corridor.clone();
+        tokio::spawn(async move { corridor.offer(draft).await });
     }
 
     /// Makes the value durable before going on, but lets no slow card stop a switch. Says why it could not.

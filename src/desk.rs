@@ -4,26 +4,30 @@
 //! says what it came to. Every call gets exactly one answer; a caller that has gone away is forgotten. Nothing here
 //! decides anything about networks.
 
+mod outbox;
+mod publish;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use outbox::dropped;
+use publish::publish;
 use serde_json::{Map, Value};
 use switchback_control::{Command, Control, Event, Name, Order, Outcome, Reason, Request, Status};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::api::{
-    Call, Failure, PublishResult, PublishStage, Reply, Since, Verb, explain_document, failback_document,
-    failover_document, in_words, publish_document, result_document,
+    Call, Failure, PublishStage, Reply, Since, Verb, classes, explain_document, failback_document, failover_document,
+    in_words, left_in_words, live_lanes, result_document,
 };
 use crate::config::Config;
-use crate::corridor::{Corridor, Draft, Refusal};
+use crate::corridor::{Corridor, Draft};
 use crate::daemon::Hands;
 use crate::io::black_box::{BlackBox, Query};
 use crate::picture::{Picture, wall_clock};
-use crate::sorting::{Local, Way, sort};
 
 /// Calls that wait for the heart at once. More are told to come back.
 const WAITING_MAX: usize = 64;
@@ -40,6 +44,15 @@ enum Waiting {
     Returned(Asker, Option<Name>),
     /// `failback auto|never`, `inhibit`: what holds from now on.
     Ordered(Asker),
+    /// `outbox drop`, `reset outbox`: the word of the answer, and how many messages had been dropped before.
+    Dropped(Asker, &'static str, u64),
+}
+
+/// Who wants the list as it is after this turn.
+enum ListAsker {
+    Show(Asker),
+    /// `reset all`: wants to know what was forgotten; as many messages had been dropped before.
+    Reset(Asker, u64),
 }
 
 /// The desk.
@@ -48,8 +61,7 @@ pub struct Desk {
     corridor: Corridor,
     next: u64,
     waiting: HashMap<Request, Waiting>,
-    /// Wants the list as it is after this turn.
-    list: Option<Asker>,
+    list: Option<ListAsker>,
     /// What was to be saved in this turn could not be.
     unsaved: Option<String>,
     /// `connect` without a time: told that it is under way, unless this turn has settled it.
@@ -73,7 +85,7 @@ impl Desk {
         }
     }
 
-    /// Takes a call in: answers it, or returns the event that will.
+    /// Takes a call in: answers it, or returns the events that will.
     pub fn take(
         &mut self,
         call: Call,
@@ -81,15 +93,28 @@ impl Desk {
         hands: &Hands,
         picture: &Picture,
         black_box: &BlackBox,
-    ) -> Option<Event> {
+    ) -> Vec<Event> {
         let Call { verb, options, reply } = call;
-        let verb = match Verb::parse(&verb, &options) {
-            Ok(verb) => verb,
+        match Verb::parse(&verb, &options) {
+            Ok(Verb::OutboxDrop { class }) => self.drop_class(reply, &class, control),
+            Ok(Verb::Reset(what)) => self.reset(reply, what, control),
+            Ok(verb) => self.take_one(verb, reply, control, hands, picture, black_box).into_iter().collect(),
             Err(failure) => {
                 answer(reply, Err(failure));
-                return None;
+                Vec::new()
             }
-        };
+        }
+    }
+
+    fn take_one(
+        &mut self,
+        verb: Verb,
+        reply: Asker,
+        control: &Control,
+        hands: &Hands,
+        picture: &Picture,
+        black_box: &BlackBox,
+    ) -> Option<Event> {
         match verb {
             Verb::Status => answer(reply, Ok(picture.document(control, hands))),
             Verb::Explain => {
@@ -98,11 +123,11 @@ impl Desk {
             }
             Verb::FailoverShow => answer(reply, Ok(failover_document(&control.status()))),
             Verb::FailoverSet { list } => {
-                self.list = Some(reply);
+                self.list = Some(ListAsker::Show(reply));
                 return Some(Event::Asked(Command::SetList { list }));
             }
             Verb::FailoverClear => {
-                self.list = Some(reply);
+                self.list = Some(ListAsker::Show(reply));
                 return Some(Event::Asked(Command::SetList { list: Vec::new() }));
             }
             Verb::FailbackShow | Verb::Inhibit { limit: None } => {
@@ -138,9 +163,19 @@ impl Desk {
                 let request = self.wait(Waiting::Flushed(reply))?;
                 return Some(Event::Asked(Command::Flush { request, limit: timeout }));
             }
-            Verb::Publish { topic, payload, qos: _, retain, wait, timeout } => {
-                self.publish(reply, &topic, payload, retain, wait, timeout);
+            Verb::Publish { topic, payload, class, qos, retain, wait, timeout } => {
+                let draft = self.draft(topic, payload, class, retain).map(|(draft, await_cloud)| {
+                    let qos = qos.unwrap_or(draft.qos);
+                    (Draft { qos, ..draft }, if await_cloud { wait.max(PublishStage::Acked) } else { wait })
+                });
+                match draft {
+                    Ok((draft, wait)) => publish(&self.corridor, reply, draft, wait, timeout),
+                    Err(failure) => answer(reply, Err(failure)),
+                }
             }
+            Verb::OutboxShow => self.show_outbox(reply, picture.document(control, hands)),
+            // Taken before: they are several events.
+            Verb::OutboxDrop { .. } | Verb::Reset(_) => {}
             Verb::Events { since, boot, limit } => read_events(reply, black_box, since, boot, limit),
         }
         None
@@ -162,13 +197,13 @@ impl Desk {
     pub fn after_turn(&mut self, control: &Control) {
         let unsaved = self.unsaved.take();
         if let Some(asker) = self.list.take() {
-            answer(
-                asker,
-                match unsaved {
-                    None => Ok(failover_document(&control.status())),
-                    Some(why) => Err(Failure::failed(format!("the list holds until the next start only: {why}"), None)),
-                },
-            );
+            let status = control.status();
+            let (asker, document) = match asker {
+                ListAsker::Show(asker) => (asker, failover_document(&status)),
+                ListAsker::Reset(asker, before) => (asker, dropped("reset", before, &status)),
+            };
+            let failed = |why| Failure::failed(format!("the list holds until the next start only: {why}"), None);
+            answer(asker, unsaved.map_or(Ok(document), |why| Err(failed(why))));
         }
         if let Some(begun) = self.begun.take().and_then(|request| self.waiting.remove(&request)) {
             answer(begun.into_asker(), Ok(result_document("connecting", None)));
@@ -178,7 +213,7 @@ impl Desk {
         }
         let status = control.status();
         for (waiting, outcome) in self.settled.drain(..) {
-            let (asker, reply) = spell_out(waiting, outcome, &status);
+            let (asker, reply) = spell_out(waiting, outcome, &status, &self.config);
             answer(asker, reply);
         }
     }
@@ -204,33 +239,6 @@ impl Desk {
         self.waiting.insert(request, waiting);
         Some(request)
     }
-
-    /// A message of an operator goes the way of an application's.
-    fn publish(&self, reply: Asker, topic: &str, payload: Vec<u8>, retain: bool, wait: PublishStage, limit: Duration) {
-        let message = Local { topic: topic.to_owned(), payload, retain, properties: Vec::new() };
-        let draft = match sort(&self.config, message) {
-            Way::Up { draft, .. } => draft,
-            Way::Local => {
-                let message = format!("no [[publish]] rule sends \"{topic}\" to the cloud");
-                return answer(reply, Err(Failure::failed(message, None)));
-            }
-            Way::Impossible => {
-                let message = format!("the [[publish]] rule for \"{topic}\" makes a topic that no server takes");
-                return answer(reply, Err(Failure::failed(message, None)));
-            }
-            Way::Reserved => {
-                let message =
-                    format!("\"{topic}\" goes where the cloud expects switchback itself to speak (cloud.base)");
-                return answer(reply, Err(Failure::failed(message, None)));
-            }
-        };
-        let corridor = self.corridor.clone();
-        tokio::spawn(async move {
-            let mut stage = None;
-            let result = timeout(limit, follow(&corridor, draft, wait, &mut stage)).await;
-            answer(reply, Ok(publish_document(stage, result.unwrap_or(PublishResult::TimeLimit))));
-        });
-    }
 }
 
 impl Waiting {
@@ -240,6 +248,7 @@ impl Waiting {
             | Waiting::Disconnected(asker)
             | Waiting::Flushed(asker)
             | Waiting::Returned(asker, _)
+            | Waiting::Dropped(asker, ..)
             | Waiting::Ordered(asker) => asker,
         }
     }
@@ -250,6 +259,7 @@ impl Waiting {
             | Waiting::Disconnected(asker)
             | Waiting::Flushed(asker)
             | Waiting::Returned(asker, _)
+            | Waiting::Dropped(asker, ..)
             | Waiting::Ordered(asker) => asker,
         }
     }
@@ -266,34 +276,7 @@ fn with_limit(reply: Asker, limit: Duration, late: &'static str) -> Asker {
     asker
 }
 
-/// Offers a message and follows it to the stage asked for. `Sent` is answered with the acknowledgement, which proves
-/// it.
-async fn follow(
-    corridor: &Corridor,
-    draft: Draft,
-    wait: PublishStage,
-    stage: &mut Option<PublishStage>,
-) -> PublishResult {
-    let offer = corridor.offer(draft).await;
-    match offer.accepted.await {
-        Ok(Ok(_)) => *stage = Some(PublishStage::Stored),
-        Ok(Err(Refusal::Full | Refusal::Dropped | Refusal::TooLarge)) => return PublishResult::WouldBlock,
-        Ok(Err(Refusal::NotConnected)) => return PublishResult::NotConnected,
-        Ok(Err(Refusal::Stopping)) | Err(_) => return PublishResult::Lost,
-    }
-    if wait == PublishStage::Stored {
-        return PublishResult::Accepted;
-    }
-    match offer.delivered.await {
-        Ok(()) => {
-            *stage = Some(PublishStage::Acked);
-            PublishResult::Accepted
-        }
-        Err(_) => PublishResult::Lost,
-    }
-}
-
-fn spell_out(waiting: Waiting, outcome: Outcome, status: &Status) -> (Asker, Reply) {
+fn spell_out(waiting: Waiting, outcome: Outcome, status: &Status, config: &Config) -> (Asker, Reply) {
     let uplink = status.uplink;
     let done = |word: &str, uplink| Ok(result_document(word, uplink));
     let failed = |what: &str, reason: Reason| Err(Failure::failed(format!("{what}: {reason}"), Some(reason)));
@@ -303,7 +286,13 @@ fn spell_out(waiting: Waiting, outcome: Outcome, status: &Status) -> (Asker, Rep
         (Waiting::Flushed(asker), Outcome::Done) => (asker, done("flushed", uplink)),
         (Waiting::Connected(asker), Outcome::Failed(reason)) => (asker, failed("not connected", reason)),
         (Waiting::Disconnected(asker), Outcome::Failed(reason)) => (asker, failed("ended otherwise", reason)),
-        (Waiting::Flushed(asker), Outcome::Failed(reason)) => (asker, failed("not everything is through", reason)),
+        (Waiting::Flushed(asker), Outcome::Failed(reason)) => {
+            let left = left_in_words(status, &classes(status, &live_lanes(config)));
+            let left = if left.is_empty() { in_words(reason) } else { left };
+            (asker, Err(Failure::failed(format!("not everything is through: {left}"), Some(reason))))
+        }
+        (Waiting::Dropped(asker, word, before), Outcome::Done) => (asker, Ok(dropped(word, before, status))),
+        (Waiting::Dropped(asker, ..), Outcome::Failed(reason)) => (asker, failed("not dropped", reason)),
         (Waiting::Returned(asker, from), outcome) => (asker, returned(from, outcome, status)),
         (Waiting::Ordered(asker), Outcome::Done) => (asker, Ok(failback_document(status, wall_clock()))),
         (Waiting::Ordered(asker), Outcome::Failed(reason)) => (asker, failed("not done", reason)),

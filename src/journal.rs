@@ -2,18 +2,27 @@
 //!
 //! The black box gets each event and each deed as a line of its own, and a sentence for people whenever the state, the
 //! uplink or an outage changes, a switch has come about, or an attempt fails in a new way. The log gets the sentences, and the lines at debug. A
-//! failure that repeats is said once in a while, not each time. Message traffic is counted elsewhere and never
-//! written here, so neither payloads nor secrets can get in.
+//! failure that repeats is said once in a while, not each time. Of message traffic only counts are written, so neither
+//! payloads nor secrets can get in.
+//!
+//! `losses` finds the words for messages, `cloud_log` has what the cloud is told as well.
+
+mod cloud_log;
+mod losses;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cloud_log::CloudLines;
+use log::Level;
+use losses::{Circumstances, Losses};
 use switchback_control::status::{State, Summary};
-use switchback_control::{Action, Attempt, Control, Event, Instant, Name, Notice, Reason, Switch};
+use switchback_control::{Action, Attempt, Command, Control, Event, Instant, Name, Notice, Reason, Switch};
 
-use crate::api::{in_words, known_as, record_in_words};
+use crate::api::{ClassFigures, in_words, known_as, record_in_words};
 use crate::config::Config;
+use crate::corridor::Draft;
 use crate::io::black_box::{BlackBox, Kind};
 use crate::io::{clock, systemd};
 
@@ -31,12 +40,43 @@ pub struct Journal {
     told: Option<State>,
     attempts: BTreeMap<Attempt, (Name, u8)>,
     failure: Option<(String, Instant)>,
+    losses: Losses,
+    lines: CloudLines,
 }
 
 impl Journal {
     /// A journal that knows the servers' names.
     pub fn new(config: Arc<Config>) -> Journal {
-        Journal { config, last: None, told: None, attempts: BTreeMap::new(), failure: None }
+        let (losses, lines) = (Losses::default(), CloudLines::new(&config.cloud));
+        Journal { config, last: None, told: None, attempts: BTreeMap::new(), failure: None, losses, lines }
+    }
+
+    /// Writes down what became of messages since it was last told, once a minute at most.
+    pub fn count(&mut self, to: &BlackBox, control: &Control, classes: &[ClassFigures]) {
+        let summary = control.summary();
+        let around = Circumstances {
+            now: clock::now(),
+            wall_ms: clock::wall().as_millisecond(),
+            connected: summary.uplink.is_some(),
+            reason: summary.outage.filter(|outage| outage.ended.is_none()).map(|outage| outage.last_reason.as_str()),
+            own_lines: self.lines.offered(),
+        };
+        for said in self.losses.look(classes, around) {
+            to.note(Kind::Note, &said.text);
+            log::log!(said.level, "{}", said.text);
+            if !said.local {
+                self.for_cloud(said.level, &said.text);
+            }
+        }
+    }
+
+    /// What was said since the last call and is for the cloud: each to be offered as a message.
+    pub fn lines(&mut self) -> Vec<Draft> {
+        self.lines.drafts()
+    }
+
+    fn for_cloud(&mut self, level: Level, sentence: &str) {
+        self.lines.take(level, sentence, clock::now(), clock::wall());
     }
 
     /// Writes down one turn; true when the state, the uplink, an outage or the last switch changed by it.
@@ -55,7 +95,10 @@ impl Journal {
             to.note(Kind::Action, &deed.to_string());
             log::debug!("  {deed}");
             match deed {
-                Action::Notify(notice) => warn(*notice),
+                Action::Notify(notice) => {
+                    let (level, sentence) = warn(*notice);
+                    self.for_cloud(level, &sentence);
+                }
                 Action::Dial { interface, server, attempt } => self.remember(*attempt, *interface, *server),
                 _ => {}
             }
@@ -65,6 +108,7 @@ impl Journal {
         if let Some(sentence) = self.sentence(before.as_ref(), &after) {
             to.note(Kind::Note, &sentence);
             say(&sentence, &after, after.outage.map(|o| o.last_reason.as_str()).unwrap_or_default());
+            self.for_cloud(Level::Info, &sentence);
         }
         let mut changed = before != Some(after);
         for deed in &deeds {
@@ -72,6 +116,7 @@ impl Journal {
                 let sentence = told_of(switch, control);
                 to.note(Kind::Note, &sentence);
                 say(&sentence, &after, switch.why.as_str());
+                self.for_cloud(Level::Info, &sentence);
                 changed = true;
             }
         }
@@ -88,9 +133,25 @@ impl Journal {
     /// Says why an attempt failed, and what else people must know at once.
     fn explain(&mut self, to: &BlackBox, event: &Event) {
         match event {
-            Event::NetworkManagerChanged { running: false } => log::warn!(
-                "NetworkManager is not running (try `systemctl start NetworkManager`); until then, interfaces that have an address are used as they are"
-            ),
+            Event::NetworkManagerChanged { running: false } => {
+                let sentence = "NetworkManager is not running (try `systemctl start NetworkManager`); until then, interfaces \
+                                that have an address are used as they are";
+                log::warn!("{sentence}");
+                self.for_cloud(Level::Warn, sentence);
+            }
+            // The store itself logs these, with what the disk said.
+            Event::StorageFailed { full } => {
+                let what = if *full { "the outbox's disk is full" } else { "the outbox's disk cannot be written" };
+                let sentence = format!("{what}: messages are acknowledged only when the cloud has them");
+                to.note(Kind::Note, &sentence);
+                self.for_cloud(Level::Error, &sentence);
+            }
+            Event::StorageHealed => {
+                let sentence = "the outbox's disk works again: messages are kept";
+                to.note(Kind::Note, sentence);
+                self.for_cloud(Level::Info, sentence);
+            }
+            Event::Asked(Command::Drop { .. }) => self.losses.operator_drops(),
             Event::DialFailed { attempt, reason, .. } | Event::Closed { attempt, reason, .. } => {
                 let Some((interface, server)) = self.attempts.remove(attempt) else { return };
                 let server =
@@ -118,6 +179,7 @@ impl Journal {
             SWITCHBACK_ATTEMPT = attempt.0;
             "{sentence}"
         );
+        self.for_cloud(Level::Warn, &sentence);
         self.failure = Some((sentence, now));
     }
 
@@ -224,13 +286,19 @@ fn say(sentence: &str, after: &Summary, reason: &str) {
     systemd::status(sentence);
 }
 
-fn warn(notice: Notice) {
+/// What it said, and how loud.
+fn warn(notice: Notice) -> (Level, String) {
     let lost = |what: &str, reason: Reason| {
-        log::warn!(SWITCHBACK_REASON = reason.as_str(); "{what}: {}", in_words(reason));
+        let sentence = format!("{what}: {}", in_words(reason));
+        log::warn!(SWITCHBACK_REASON = reason.as_str(); "{sentence}");
+        (Level::Warn, sentence)
     };
     match notice {
         Notice::Lost { reason } => lost("connection lost", reason),
         Notice::Outage { reason } => lost("outage", reason),
-        Notice::Restored => log::info!("connection restored"),
+        Notice::Restored => {
+            log::info!("connection restored");
+            (Level::Info, "connection restored".into())
+        }
     }
 }

@@ -13,11 +13,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
-use switchback_control::status::State;
-use switchback_control::{Control, Instant, Name, Reason, Switch};
+use switchback_control::status::{DeliveryStatus, State};
+use switchback_control::{Control, Instant, Lane, Name, Reason, Status, Switch};
 use tokio::sync::watch;
 
-use crate::api::{self, Live, LiveOutbox, LiveSession, LiveUplink, WallClock};
+use crate::api::{self, ClassFigures, Live, LiveLane, LiveOutbox, LiveSession, LiveUplink, WallClock};
 use crate::config::{Config, Server};
 use crate::corridor::Draft;
 use crate::daemon::Hands;
@@ -44,6 +44,10 @@ pub struct Picture {
     renewed: Instant,
     word: Option<State>,
     switches: BTreeMap<(Name, Name, Reason), u64>,
+    /// What delivery had counted when the session was lost.
+    lost: DeliveryStatus,
+    /// The most that has waited since then.
+    queued: u64,
 }
 
 impl Picture {
@@ -51,7 +55,8 @@ impl Picture {
     pub fn new(config: Arc<Config>, uplinks: Uplinks, figures: Arc<StoreFigures>) -> Picture {
         let shown = watch::Sender::new(Arc::default());
         let (renewed, switches) = (Instant::default(), BTreeMap::new());
-        Picture { config, uplinks, figures, shown, renewed, word: None, switches }
+        let lost = DeliveryStatus::default();
+        Picture { config, uplinks, figures, shown, renewed, word: None, switches, lost, queued: 0 }
     }
 
     /// Counts a switch that has come about, under the names of the IP interfaces.
@@ -79,14 +84,26 @@ impl Picture {
             write_word(state_file, word.as_str());
         }
         self.renewed = now;
-        self.shown.send_replace(Arc::new(self.document(control, hands)));
+        let status = control.status();
+        if !status.connected {
+            self.queued = self.queued.max(status.delivery.messages);
+        }
+        self.shown.send_replace(Arc::new(self.document_of(&status, hands)));
     }
 
     /// The document as of now.
     pub fn document(&self, control: &Control, hands: &Hands) -> Map<String, Value> {
-        let status = control.status();
-        let live = self.live(&status, hands);
-        api::status_document(&status, &live, wall_clock())
+        self.document_of(&control.status(), hands)
+    }
+
+    fn document_of(&self, status: &Status, hands: &Hands) -> Map<String, Value> {
+        api::status_document(status, &self.live(status, hands), wall_clock())
+    }
+
+    /// The session was lost: what is given up from now on belongs to the outage.
+    pub fn lost(&mut self, control: &Control) {
+        self.lost = control.status().delivery;
+        self.queued = self.lost.messages;
     }
 
     /// What the cloud is told of the outage that has just ended; nothing without `cloud.base`.
@@ -95,13 +112,40 @@ impl Picture {
         let status = control.status();
         let mut report = api::status_document(&status, &Live::default(), wall_clock()).remove("last_outage")?;
         let report = report.as_object_mut()?;
-        report.insert("queued".into(), status.delivery.messages.into());
-        report.insert("dropped".into(), (status.delivery.dropped + status.delivery.expired).into());
+        report.insert("queued".into(), self.queued.into());
+        let given_up = |delivery: &DeliveryStatus| delivery.dropped + delivery.expired;
+        report.insert("dropped".into(), given_up(&status.delivery).saturating_sub(given_up(&self.lost)).into());
         let payload = serde_json::to_vec(report).ok()?;
         Some(Draft { topic: format!("{base}/outage"), payload, qos: 1, ..Draft::default() })
     }
 
-    fn live(&self, status: &switchback_control::Status, hands: &Hands) -> Live {
+    /// What waits, class by class.
+    pub fn classes(&self, control: &Control, hands: &Hands) -> Vec<ClassFigures> {
+        api::classes(&control.status(), &self.lanes(hands))
+    }
+
+    fn lanes(&self, hands: &Hands) -> Vec<LiveLane> {
+        let mut lanes = api::live_lanes(&self.config);
+        for (index, lane) in lanes.iter_mut().enumerate() {
+            let (held, oldest_held) = hands.corridor.held_in(Lane(u8::try_from(index).unwrap_or(u8::MAX)));
+            let (stored, oldest_stored) = self.stored(index);
+            lane.bytes = if lane.memory { held } else { stored };
+            lane.oldest_accepted = oldest_stored.into_iter().chain(oldest_held).min().map(u64::cast_signed);
+        }
+        lanes
+    }
+
+    /// Bytes of a lane on disk, and when the oldest message there was accepted. The store keeps one figure for all as
+    /// yet, which is shown with the first lane.
+    fn stored(&self, lane: usize) -> (u64, Option<u64>) {
+        if lane > 0 {
+            return (0, None);
+        }
+        let oldest = self.figures.oldest_accepted.load(Ordering::Relaxed);
+        (self.figures.bytes.load(Ordering::Relaxed), Some(oldest).filter(|at| *at != 0))
+    }
+
+    fn live(&self, status: &Status, hands: &Hands) -> Live {
         let facts = status.session.and_then(|s| hands.cloud.live(s.attempt));
         let mut uplinks = BTreeMap::new();
         for uplink in &status.uplinks {
@@ -127,11 +171,11 @@ impl Picture {
             tls: facts.as_ref().and_then(|f| f.tls.clone()),
             rtt_ms: facts.as_ref().and_then(|f| f.rtt_us).map(|us| f64::from(us) / 1000.0),
         });
-        let stored = Some(self.figures.oldest_accepted.load(Ordering::Relaxed)).filter(|at| *at != 0);
+        let lanes = self.lanes(hands);
         let outbox = LiveOutbox {
-            bytes: self.figures.bytes.load(Ordering::Relaxed),
-            oldest_accepted: stored.into_iter().chain(hands.corridor.oldest_held()).min().map(u64::cast_signed),
-            dropped: Some(status.delivery.dropped + status.delivery.expired),
+            bytes: lanes.iter().map(|lane| lane.bytes).sum(),
+            oldest_accepted: lanes.iter().filter_map(|lane| lane.oldest_accepted).min(),
+            lanes,
         };
         Live { uplinks, session, outbox, switches: self.switches.clone() }
     }

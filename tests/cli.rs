@@ -106,6 +106,12 @@ fn every_verb_asks_what_it_should() {
             &["events", "--since", "2h", "--boot", "--limit", "9"],
             json!({"verb": "events", "since": "2h", "boot": true, "limit": 9}),
         ),
+        (&["outbox"], json!({"verb": "outbox-show"})),
+        (&["outbox", "show", "--json"], json!({"verb": "outbox-show"})),
+        (&["outbox", "drop", "bulk", "--yes"], json!({"verb": "outbox-drop", "class": "bulk"})),
+        (&["outbox", "-y", "drop", "rejected"], json!({"verb": "outbox-drop", "class": "rejected"})),
+        (&["reset", "all", "--yes"], json!({"verb": "reset", "what": "all"})),
+        (&["reset", "failover"], json!({"verb": "reset", "what": "failover"})),
         (&["publish", "a/b"], json!({"verb": "publish", "topic": "a/b", "payload": ""})),
         (
             &["publish", "a", "ü", "--qos", "0", "--retain", "--wait", "acked", "--class", "normal"],
@@ -151,6 +157,9 @@ fn wrong_usage_exits_2_and_says_what_to_write() {
         (&["failback", "now", "--timeout", "5"], "write for example \"5s\""),
         (&["inhibit", "5s", "6s"], "inhibit takes one duration"),
         (&["status", "now"], "status takes no \"now\""),
+        (&["outbox", "drop"], "outbox drop takes one class, or all, or rejected"),
+        (&["outbox", "shwo"], "write show or drop CLASS|all|rejected"),
+        (&["reset", "everything"], "reset takes one of outbox, failover, all"),
         (&["failover", "put"], "write show, set NAME... or clear"),
         (&["publish"], "TOPIC [PAYLOAD|-]"),
         (&["publish", "a", "-5"], "write -- before"),
@@ -237,6 +246,47 @@ fn publish_exits_by_its_result() {
     let (code, out, _) = result("would-block", json!(null)).run(&["publish", "a", "b", "--json"]);
     let out: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, out), (1, json!({"result": "would-block", "stage": null})));
+}
+
+#[test]
+fn nothing_is_given_up_without_a_yes() {
+    for args in [&["outbox", "drop", "bulk"][..], &["reset", "outbox"], &["reset", "all"]] {
+        let (code, out, errors) = alone(args);
+        assert_eq!((code, out.as_str()), (1, ""), "{args:?}");
+        assert!(errors.contains("write --yes where nobody can be asked"), "{errors}");
+    }
+}
+
+#[test]
+fn the_outbox_is_a_table_of_classes_and_what_was_set_aside() {
+    let class = |messages, held, dropped, priority, memory| {
+        json!({"messages": messages, "bytes": messages * 300, "oldest_s": 61, "in_flight": 0, "dropped": dropped,
+               "expired": 0, "refused": 0, "rejected": 0, "held": held, "memory": memory, "priority": priority})
+    };
+    let aside = json!([{"time": "2026-11-20T10:00:00.123Z", "topic": "a/b", "id": "x", "class": "normal",
+                        "why": "not authorized (0x87)", "bytes": 2000, "payload": ""}]);
+    let classes = json!({"bulk": class(12, 12, 3, 2, false), "low": class(0, 0, 0, 0, true)});
+    let (code, out, _) = daemon(&[good(json!({"classes": classes, "set_aside": aside}))]).run(&["outbox"]);
+    assert_eq!(code, 0);
+    let want = "\
+CLASS  MESSAGES  SIZE    OLDEST  IN FLIGHT  HELD  DROPPED  KEPT IN
+bulk   12        3.6 kB  61s     0          12    3        disk
+low    0         0 B     -       0          -     -        memory
+held: the present uplink may not carry it
+
+set aside, because the server will never take them (1 message):
+WHEN                  CLASS   TOPIC  SIZE    WHY
+2026-11-20 10:00:00Z  normal  a/b    2.0 kB  not authorized (0x87)
+`switchback outbox drop rejected` forgets them
+";
+    assert_eq!(out, want);
+    let status = json!({"outbox": {"messages": 12, "in_flight": 0, "classes": classes}});
+    let (_, out, _) = daemon(&[good(status)]).run(&["status"]);
+    assert!(out.contains("\n  bulk      12 messages, oldest 61s, 12 held for another uplink, 3 dropped\n"), "{out}");
+    assert!(!out.contains("low"), "{out}");
+    let dropped = json!({"result": "dropped", "messages": 12, "in_flight": 2});
+    let (_, out, _) = daemon(&[good(dropped)]).run(&["outbox", "drop", "bulk", "-y"]);
+    assert_eq!(out, "12 messages dropped; 2 in flight go their way\n");
 }
 
 #[test]
@@ -426,6 +476,10 @@ fn config_check_tells_warnings_and_worst_cases() {
     assert_eq!(lines[1], format!("{path}: good, 1 warning"));
     let wifi = "wifi      2.5 round trips  at once          120s   12s                      35s       132s";
     assert!(lines.contains(&wifi), "{out}");
+    let low = "low       any      0         memory           1MiB, 10000 messages  drop-oldest  -";
+    assert!(lines.iter().any(|line| line.starts_with(low.trim_end_matches("  -"))), "{out}");
+    assert!(lines.contains(&"low lives in memory only: lost when the daemon ends"), "{out}");
+    assert!(lines.contains(&"an acknowledgement may take 1s (outbox.late) and one sync"), "{out}");
     let cell = "cell      2.3 MB   0 B  *0 B, at most 10.8 MB  129.6 MB to 216.0 MB";
     assert!(lines.contains(&cell), "{out}");
     let (_, out, _) = alone(&["config", "check", &path, "--json"]);

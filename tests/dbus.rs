@@ -87,6 +87,9 @@ async fn a_method_is_a_verb_and_its_answer_the_verbs_keys() {
         ("Disconnect", "disconnect"),
         ("Reconnect", "reconnect"),
         ("Flush", "flush"),
+        ("OutboxShow", "outbox-show"),
+        ("OutboxDrop", "outbox-drop"),
+        ("Reset", "reset"),
         ("Events", "events"),
     ] {
         let answer = front.busctl(&[&call[..], &[method, "a{sv}", "0"]].concat()).await;
@@ -185,6 +188,9 @@ async fn only_the_group_and_root_may_change_anything() {
         "Reconnect",
         "Publish",
         "Flush",
+        "OutboxShow",
+        "OutboxDrop",
+        "Reset",
         "Events",
     ] {
         let call: &'static [&'static str] = vec!["call", NAME, PATH, NAME, method, "a{sv}", "0"].leak();

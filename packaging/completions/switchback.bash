@@ -23,12 +23,12 @@ _switchback() {
         --timeout | --for) words='5s 30s 5min 1h 24h' ;;
         --since) words='10min 1h 24h 7d' ;;
         --limit) words='20 100 1000' ;;
-        --class) words=normal ;;
-        --qos) words='0 1' ;;
+        --class) words='critical normal bulk low' ;;
+        --qos) words='0 1 2' ;;
         --wait) words='stored sent acked' ;;
         *)
             case $verb in
-                '') words='status doctor explain failover failback inhibit connect disconnect reconnect publish flush events config' ;;
+                '') words='status doctor explain failover failback inhibit connect disconnect reconnect publish flush outbox reset events config' ;;
                 status) words=--watch ;;
                 failover)
                     case $object in
@@ -43,6 +43,14 @@ _switchback() {
                 reconnect | flush) words=--timeout ;;
                 publish) words='--class --qos --retain --wait --timeout' ;;
                 events) words='-f --follow --since --boot --limit' ;;
+                outbox)
+                    words=--yes
+                    case $object in
+                        '') words+=' show drop' ;;
+                        drop) words+=' critical normal bulk low all rejected' ;;
+                    esac
+                    ;;
+                reset) words='outbox failover all --yes' ;;
                 doctor) words=--config ;;
                 config)
                     words=--config

@@ -8,7 +8,7 @@ end
 
 function __switchback_first
     not __fish_seen_subcommand_from status doctor explain failover failback inhibit connect disconnect reconnect publish flush \
-        events config
+        outbox reset events config
 end
 
 function __switchback_verb
@@ -53,8 +53,8 @@ complete -c switchback -n '__fish_seen_subcommand_from disconnect' -l force -d '
 __switchback_verb reconnect 'Close and connect again'
 
 __switchback_verb publish 'A message, as any local application would publish it'
-complete -c switchback -n '__fish_seen_subcommand_from publish' -l class -xa normal -d 'Class of the message'
-complete -c switchback -n '__fish_seen_subcommand_from publish' -l qos -xa '0 1' -d 'Towards the cloud'
+complete -c switchback -n '__fish_seen_subcommand_from publish' -l class -xa 'critical normal bulk low' -d 'Class of the message'
+complete -c switchback -n '__fish_seen_subcommand_from publish' -l qos -xa '0 1 2' -d 'Towards the cloud'
 complete -c switchback -n '__fish_seen_subcommand_from publish' -l retain -d 'The cloud keeps it for newcomers'
 complete -c switchback -n '__fish_seen_subcommand_from publish' -l wait -xa 'stored sent acked' \
     -d 'How far it must have come'
@@ -62,6 +62,15 @@ complete -c switchback -n '__fish_seen_subcommand_from publish' -l wait -xa 'sto
 __switchback_verb flush 'Wait until everything is at the cloud'
 complete -c switchback -n '__fish_seen_subcommand_from connect reconnect publish flush' -l timeout -xa '5s 30s 5min' \
     -d 'How long to wait'
+
+__switchback_verb outbox 'What waits, and giving it up'
+complete -c switchback -n '__fish_seen_subcommand_from outbox; and not __fish_seen_subcommand_from show drop' -a 'show drop'
+complete -c switchback -n '__fish_seen_subcommand_from outbox; and __fish_seen_subcommand_from drop' \
+    -a 'critical normal bulk low all rejected'
+
+__switchback_verb reset 'Forget what waits, the stored list, or both'
+complete -c switchback -n '__fish_seen_subcommand_from reset' -a 'outbox failover all'
+complete -c switchback -n '__fish_seen_subcommand_from outbox reset' -s y -l yes -d 'Do not ask'
 
 __switchback_verb events 'The black box'
 complete -c switchback -n '__fish_seen_subcommand_from events' -s f -l follow -d 'Go on with what happens from now on'

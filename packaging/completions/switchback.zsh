@@ -15,6 +15,8 @@ verbs=(
     'reconnect:close and connect again'
     'publish:a message, as any local application would publish it'
     'flush:wait until everything is at the cloud'
+    'outbox:what waits, and giving it up'
+    'reset:forget what waits, the stored list, or both'
     'events:the black box'
     'config:check or show the configuration'
 )
@@ -52,13 +54,17 @@ case $state in
             publish)
                 options=(
                     '1:topic:' '2:payload, - for standard input:'
-                    '--class[class of the message]:class:(normal)'
-                    '--qos[towards the cloud]:qos:(0 1)'
+                    '--class[class of the message]:class:(critical normal bulk low)'
+                    '--qos[towards the cloud]:qos:(0 1 2)'
                     '--retain[the cloud keeps it for newcomers]'
                     '--wait[how far it must have come]:stage:(stored sent acked)'
                     $timeout
                 )
                 ;;
+            outbox)
+                options=('1:what:(show drop)' '2:class:(critical normal bulk low all rejected)' '(-y --yes)'{-y,--yes}'[do not ask]')
+                ;;
+            reset) options=('1:what:(outbox failover all)' '(-y --yes)'{-y,--yes}'[do not ask]') ;;
             events)
                 options=(
                     '(-f --follow)'{-f,--follow}'[go on with what happens from now on]'

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use switchback_control::status::{OutageStatus, Status, UplinkStatus};
 use switchback_control::{Instant, Name, Reason, Switch};
 
-use super::PublishStage;
+use super::{LiveLane, PublishStage, outbox_document};
 
 /// One reading of both clocks at the same moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,8 +69,8 @@ pub struct LiveOutbox {
     pub bytes: u64,
     /// When the oldest waiting message was accepted: milliseconds since 1970.
     pub oldest_accepted: Option<i64>,
-    /// Messages given up by a stated rule since the daemon started.
-    pub dropped: Option<u64>,
+    /// By lane, as in the settings.
+    pub lanes: Vec<LiveLane>,
 }
 
 impl WallClock {
@@ -158,7 +158,7 @@ pub fn status_document(status: &Status, live: &Live, clock: WallClock) -> Map<St
     put("session", session(status, live));
     put("failover", json!({ "stored": words(&status.stored), "walk": known_walk(status), "index": status.index }));
     put("uplinks", status.uplinks.iter().map(|uplink| self::uplink(uplink, live)).collect::<Vec<_>>().into());
-    put("outbox", outbox(status, live, clock));
+    put("outbox", outbox_document(status, live, clock));
     put("last_outage", status.last_outage.as_ref().map_or(Value::Null, |outage| self::outage(outage, clock)));
     put("last_switch", status.last_switch.as_ref().map_or(Value::Null, |last| switch(last, status, clock)));
     put("switches", live.switches.iter().map(switches).collect::<Vec<_>>().into());
@@ -200,25 +200,6 @@ fn uplink(uplink: &UplinkStatus, live: &Live) -> Value {
         "warm": uplink.warm,
         "address": known.and_then(|live| live.address).map(|address| address.to_string()),
         "send_buffer": known.and_then(|live| live.send_buffer),
-    })
-}
-
-fn outbox(status: &Status, live: &Live, clock: WallClock) -> Value {
-    let delivery = &status.delivery;
-    // A wall clock that was set meanwhile must not give a negative age.
-    let oldest = live.outbox.oldest_accepted.map(|at| clock.wall_ms.saturating_sub(at).max(0) / 1000);
-    json!({
-        "messages": delivery.messages,
-        "bytes": live.outbox.bytes,
-        "oldest_s": oldest,
-        "in_flight": delivery.in_flight,
-        "dropped": live.outbox.dropped,
-        "classes": { "normal": {
-            "messages": delivery.messages,
-            "bytes": live.outbox.bytes,
-            "refused": delivery.refused,
-            "rejected": delivery.rejected,
-        } },
     })
 }
 
@@ -329,6 +310,15 @@ pub fn publish_document(stage: Option<PublishStage>, result: PublishResult) -> M
     document
 }
 
+/// The document of `outbox drop` and `reset`: how many messages were given up, and how many are in flight and go their way.
+pub fn dropped_document(result: &str, messages: u64, in_flight: u64) -> Map<String, Value> {
+    let mut document = Map::new();
+    document.insert("result".into(), result.into());
+    document.insert("messages".into(), messages.into());
+    document.insert("in_flight".into(), in_flight.into());
+    document
+}
+
 /// The document of `connect`, `disconnect`, `reconnect`, `flush` and `failback now`: `connecting`, `connected`,
 /// `disconnected`, `flushed`, `moved` or `nothing-better`, and the uplink where there is one.
 pub fn result_document(result: &str, uplink: Option<Name>) -> Map<String, Value> {
@@ -340,8 +330,8 @@ pub fn result_document(result: &str, uplink: Option<Name>) -> Map<String, Value>
 
 #[cfg(test)]
 mod tests {
-    use switchback_control::status::{DeliveryStatus, FailbackStatus, SessionStatus, State};
-    use switchback_control::{Attempt, Class, Reason, Selector, Version};
+    use switchback_control::status::{DeliveryStatus, FailbackStatus, LaneStatus, SessionStatus, State};
+    use switchback_control::{Attempt, Carriers, Class, Reason, Selector, Version};
 
     use super::*;
 
@@ -389,7 +379,7 @@ mod tests {
                 uplink("cdc-wdm0", "wwan0", Class::Cell, State::Online, true, None),
             ],
             delivery: DeliveryStatus { messages: 3, in_flight: 2, rejected: 1, ..DeliveryStatus::default() },
-            lanes: Vec::new(),
+            lanes: vec![LaneStatus { messages: 3, in_flight: 2, rejected: 1, carried: true, ..LaneStatus::default() }],
             last_outage: Some(OutageStatus {
                 first_cause: Reason::NoLink,
                 last_reason: Reason::NoServer,
@@ -430,7 +420,8 @@ mod tests {
     const FAILOVER: &str = "stored walk index";
     const UPLINK: &str = "name class step usable reason metered rtt_ms loss signal bytes_up bytes_down liveness_bytes \
                           spare_handshakes warm address send_buffer";
-    const OUTBOX: &str = "messages bytes oldest_s in_flight dropped classes";
+    const OUTBOX: &str = "messages bytes oldest_s in_flight dropped expired refused rejected held classes";
+    const CLASS: &str = "messages bytes oldest_s in_flight dropped expired refused rejected held memory priority";
     const OUTAGE: &str = "first_cause last_reason began ended attempts uplinks_tried detected_ms gap_ms";
     const SWITCH: &str = "from to why at detection_ms switch_ms pause_ms in_flight repeated refused";
     const FAILBACK: &str = "mode until target eligible_in_ms held_because";
@@ -453,11 +444,26 @@ mod tests {
             assert_eq!(document["uplinks"].as_array().unwrap().len(), 2);
             document["uplinks"].as_array().unwrap().iter().for_each(|uplink| assert_keys(uplink, UPLINK));
             assert_keys(&document["outbox"], OUTBOX);
+            let classes = document["outbox"]["classes"].as_object().unwrap();
+            assert_eq!(classes.len(), live.outbox.lanes.len());
+            classes.values().for_each(|class| assert_keys(class, CLASS));
             assert_keys(&document["last_outage"], OUTAGE);
             assert_keys(&document["last_switch"], SWITCH);
             assert_keys(&document["failback"], FAILBACK);
             let failback = Value::Object(failback_document(&online(), CLOCK));
             assert_keys(&failback, &format!("{FAILBACK} inhibited_until"));
+        }
+    }
+
+    fn bulk() -> LiveLane {
+        LiveLane {
+            class: "bulk".into(),
+            priority: 2,
+            carriers: Carriers::Any,
+            memory: false,
+            max_size: 1000,
+            bytes: 600,
+            oldest_accepted: Some(CLOCK.wall_ms - 12_999),
         }
     }
 
@@ -478,7 +484,7 @@ mod tests {
                 tls: Some("1.3".into()),
                 rtt_ms: Some(f64::NAN),
             }),
-            outbox: LiveOutbox { bytes: 600, oldest_accepted: Some(CLOCK.wall_ms - 12_999), dropped: Some(0) },
+            outbox: LiveOutbox { bytes: 600, oldest_accepted: Some(CLOCK.wall_ms - 12_999), lanes: vec![bulk()] },
             switches: BTreeMap::from([((name("wlan0"), name("wwan0"), Reason::NoServer), 2)]),
         }
     }
@@ -492,6 +498,7 @@ mod tests {
         assert_eq!(document["failback"]["eligible_in_ms"], 30_000);
         assert_eq!(document["inhibited_until"], "2026-11-20T00:01:00.000Z");
         assert_eq!(document["outbox"]["oldest_s"], 12);
+        assert_eq!(document["outbox"]["classes"]["bulk"]["oldest_s"], 12);
         let outage = &document["last_outage"];
         assert_eq!((&outage["detected_ms"], &outage["gap_ms"]), (&json!(500), &json!(1000)));
         assert_eq!(outage["ended"], "2026-11-19T23:59:00.000Z");

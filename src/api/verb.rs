@@ -59,6 +59,20 @@ pub enum Since {
     Ago(Duration),
 }
 
+/// What `reset` forgets; the session goes on in any case (R-CF-5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reset {
+    /// The stored list.
+    Failover,
+    /// Everything that waits or was set aside.
+    Outbox,
+    All,
+}
+
+/// `outbox drop` of every class, and of what was set aside: no class has these names.
+pub const DROP_ALL: &str = "all";
+pub const DROP_REJECTED: &str = "rejected";
+
 /// One request, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verb {
@@ -99,7 +113,9 @@ pub enum Verb {
     Publish {
         topic: String,
         payload: Vec<u8>,
-        qos: u8,
+        /// In place of what the rules say.
+        class: Option<String>,
+        qos: Option<u8>,
         retain: bool,
         wait: PublishStage,
         timeout: Duration,
@@ -107,6 +123,13 @@ pub enum Verb {
     Flush {
         timeout: Duration,
     },
+    /// What waits, class by class, and what was set aside.
+    OutboxShow,
+    /// Give up what waits of a class, of `DROP_ALL`, or what was set aside (`DROP_REJECTED`).
+    OutboxDrop {
+        class: String,
+    },
+    Reset(Reset),
     /// The last `limit` lines of the black box that are young enough; of this boot only with `boot`.
     Events {
         since: Option<Since>,
@@ -134,6 +157,10 @@ const VERBS: &[(&str, &[&str])] = &[
     ("reconnect", &["timeout"]),
     ("publish", &["topic", "payload", "payload_base64", "class", "qos", "retain", "wait", "timeout"]),
     ("flush", &["timeout"]),
+    ("outbox", &[]),
+    ("outbox-show", &[]),
+    ("outbox-drop", &["class"]),
+    ("reset", &["what"]),
     ("events", &["since", "boot", "limit"]),
 ];
 
@@ -177,6 +204,17 @@ impl Verb {
             "reconnect" => Ok(Verb::Reconnect { wait: options.timeout()? }),
             "publish" => options.publish(),
             "flush" => Ok(Verb::Flush { timeout: options.timeout()?.unwrap_or(FLUSH_TIMEOUT) }),
+            "outbox" | "outbox-show" => Ok(Verb::OutboxShow),
+            "outbox-drop" => match options.text("class")? {
+                Some(class) if !class.is_empty() => Ok(Verb::OutboxDrop { class: class.to_string() }),
+                Some(_) | None => Err(wrong("class", "must be a class, \"all\" or \"rejected\"")),
+            },
+            "reset" => match options.text("what")? {
+                Some("failover") => Ok(Verb::Reset(Reset::Failover)),
+                Some("outbox") => Ok(Verb::Reset(Reset::Outbox)),
+                Some("all") => Ok(Verb::Reset(Reset::All)),
+                Some(_) | None => Err(wrong("what", "must be one of \"failover\", \"outbox\", \"all\"")),
+            },
             "events" => Ok(Verb::Events {
                 since: options.since()?,
                 boot: options.flag("boot")?,
@@ -302,12 +340,6 @@ impl Options<'_> {
         if topic.starts_with('$') {
             return Err(wrong("topic", "must not begin with \"$\": such topics never go up"));
         }
-        match self.text("class")? {
-            None | Some("normal") => {}
-            Some(class) => {
-                return Err(wrong("class", &format!("\"{}\" is not in this version; \"normal\" is", shortened(class))));
-            }
-        }
         let wait = match self.text("wait")? {
             None | Some("stored") => PublishStage::Stored,
             Some("sent") => PublishStage::Sent,
@@ -317,7 +349,8 @@ impl Options<'_> {
         Ok(Verb::Publish {
             topic: topic.to_string(),
             payload: self.payload()?,
-            qos: if self.number("qos", 0, 1)? == Some(0) { 0 } else { 1 },
+            class: self.text("class")?.map(str::to_string),
+            qos: self.number("qos", 0, 2)?.and_then(|qos| u8::try_from(qos).ok()),
             retain: self.flag("retain")?,
             wait,
             timeout: self.timeout()?.unwrap_or(PUBLISH_TIMEOUT),
@@ -380,6 +413,9 @@ mod tests {
         assert_eq!(parse("disconnect", json!({"force": true})), Ok(Verb::Disconnect { force: true }));
         assert_eq!(parse("reconnect", json!({"timeout": "5s"})), Ok(Verb::Reconnect { wait }));
         assert_eq!(parse("flush", json!({})), Ok(Verb::Flush { timeout: FLUSH_TIMEOUT }));
+        assert_eq!(parse("outbox", json!({})), Ok(Verb::OutboxShow));
+        assert_eq!(parse("outbox-drop", json!({"class": "bulk"})), Ok(Verb::OutboxDrop { class: "bulk".into() }));
+        assert_eq!(parse("reset", json!({"what": "all"})), Ok(Verb::Reset(Reset::All)));
         let events = |since, boot, limit| Ok(Verb::Events { since, boot, limit });
         assert_eq!(parse("events", json!({})), events(None, false, EVENTS_MAX));
         let ago = Some(Since::Ago(Duration::from_secs(7200)));
@@ -405,7 +441,8 @@ mod tests {
         let publish = |payload: &[u8]| Verb::Publish {
             topic: "a".into(),
             payload: payload.to_vec(),
-            qos: 1,
+            class: None,
+            qos: None,
             retain: false,
             wait: PublishStage::Stored,
             timeout: PUBLISH_TIMEOUT,
@@ -443,8 +480,10 @@ mod tests {
             ("publish", json!({"topic": ""}), "1 to 65535"),
             ("publish", json!({"topic": "a/#"}), "without"),
             ("publish", json!({"topic": "$SYS"}), "never go up"),
-            ("publish", json!({"topic": "a", "qos": 2}), "qos: must be a number from 0 to 1"),
-            ("publish", json!({"topic": "a", "class": "low"}), "not in this version"),
+            ("publish", json!({"topic": "a", "qos": 3}), "qos: must be a number from 0 to 2"),
+            ("publish", json!({"topic": "a", "class": 1}), "class: must be text"),
+            ("outbox-drop", json!({}), "class: must be a class, \"all\" or \"rejected\""),
+            ("reset", json!({"what": "everything"}), "what: must be one of \"failover\", \"outbox\", \"all\""),
             ("publish", json!({"topic": "a", "wait": "soon"}), "one of"),
             ("publish", json!({"topic": "a", "payload": "x", "payload_base64": ""}), "write one of them"),
             ("publish", json!({"topic": "a", "payload_base64": "x"}), "not base 64"),

@@ -36,8 +36,13 @@ usage: switchback [--runtime-dir DIR] [--json] VERB ...
   reconnect [--timeout D]        close and connect again
   publish TOPIC [PAYLOAD|-]      a message, as any local application would publish it;
                                  - reads the payload from standard input
-          [--qos 0|1] [--retain] [--wait stored|sent|acked] [--timeout D]
+          [--class C] [--qos 0|1|2] [--retain] [--wait stored|sent|acked] [--timeout D]
   flush [--timeout D]            wait until everything is at the cloud
+  outbox [show]                  what waits, class by class, and what the cloud refused for good
+  outbox drop CLASS|all|rejected [--yes]
+                                 give it up; what is in flight goes its way
+  reset outbox|failover|all [--yes]
+                                 forget what waits, the stored list, or both; the session goes on
   events [-f] [--since T] [--boot] [--limit N]
                                  the black box; T is \"2h\" or a time such as 2026-11-20T08:00:00Z
   config check [FILE]            errors, warnings, worst-case times; needs no daemon
@@ -66,6 +71,8 @@ const VERBS: &[(&str, &[&str])] = &[
     ("reconnect", &["timeout"]),
     ("publish", &["class", "qos", "retain", "wait", "timeout"]),
     ("flush", &["timeout"]),
+    ("outbox", &["yes"]),
+    ("reset", &["yes"]),
     ("events", &["follow", "since", "boot", "limit"]),
     ("config", &["config"]),
 ];
@@ -80,6 +87,8 @@ pub struct Arguments {
     pub version: bool,
     pub watch: bool,
     pub follow: bool,
+    /// Not asked whether it is meant.
+    pub yes: bool,
     pub runtime_dir: Option<PathBuf>,
     pub config: Option<PathBuf>,
     /// The verb and what stands behind it.
@@ -108,6 +117,7 @@ pub fn read(args: Vec<OsString>) -> Result<Arguments, Problem> {
             }
             Arg::Value(_) => return Err(Problem::usage("too many arguments")),
             Arg::Short('f') => "follow".to_string(),
+            Arg::Short('y') => "yes".to_string(),
             Arg::Short('h') => "help".to_string(),
             Arg::Short('V') => "version".to_string(),
             Arg::Short(letter) => {
@@ -136,6 +146,7 @@ fn option(name: &str, parser: &mut lexopt::Parser, arguments: &mut Arguments) ->
         "json" => {}
         "watch" => arguments.watch = true,
         "follow" => arguments.follow = true,
+        "yes" => arguments.yes = true,
         "runtime-dir" => arguments.runtime_dir = Some(parser.value().map_err(usage)?.into()),
         "config" => arguments.config = Some(parser.value().map_err(usage)?.into()),
         "force" | "retain" | "boot" => {

@@ -4,16 +4,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use switchback_control::Standby;
 use switchback_control::bounds::{MARGIN_MAX, METERED_RACES, METERED_RESCUES, MOVE_MARGIN, PROOFS, SUSPECT_MARGIN};
+use switchback_control::{LaneRules, Standby};
 
 use super::arguments::Arguments;
 use super::render::{self, Table};
 use super::{Output, Problem};
 use crate::config::{
-    BROWN_OUT, Config, ConfigError, Cost, DEFAULT_PATH, HANDSHAKE, HANDSHAKE_FULL, PING, SHIPPED, Warning, WorstCase,
-    costs, duration_text, round_trips, show, standby_word, worst_cases,
+    BROWN_OUT, Config, ConfigError, Cost, DEFAULT_PATH, HANDSHAKE, HANDSHAKE_FULL, LaneConfig, PING, SHIPPED, Warning,
+    WorstCase, costs, duration_text, overflow_word, round_trips, show, size_text, standby_word, uplinks_text,
+    worst_cases,
 };
+
+/// `outbox.late` where it is "auto": at most.
+const LATE_MOST: Duration = Duration::from_secs(1);
 
 /// Answers with the exit status: 0, or 2 for a configuration that cannot be used.
 pub fn config(arguments: &Arguments, words: &[&str], output: &mut Output<'_>) -> Result<u8, Problem> {
@@ -45,11 +49,14 @@ fn check(path: &Path, output: &mut Output<'_>) -> Result<u8, Problem> {
                 "warnings": warnings.iter().map(warning).collect::<Vec<_>>(),
                 "worst_cases": cases.iter().map(worst_case).collect::<Vec<_>>(),
                 "costs": costs.iter().map(cost).collect::<Vec<_>>(),
+                "queues": lanes(&config),
+                "longest_wait_ms": ms(longest_wait(&config)),
             });
             let mut text: String = warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
             text += &format!("{}: good, {}\n\n", path.display(), render::count(warnings.len() as u64, "warning"));
             text += &worst_case_table(&cases);
             text += &format!("\n{}", cost_table(&costs, config.settings.fleet_size));
+            text += &format!("\n{}", lanes_table(&config));
             (document, text, 0)
         }
         Err(errors) => {
@@ -61,6 +68,8 @@ fn check(path: &Path, output: &mut Output<'_>) -> Result<u8, Problem> {
                 "warnings": [],
                 "worst_cases": [],
                 "costs": [],
+                "queues": [],
+                "longest_wait_ms": null,
             });
             (document, failed(&errors), 2)
         }
@@ -79,9 +88,13 @@ fn effective(path: &Path, output: &mut Output<'_>) -> Result<u8, Problem> {
     let mut document =
         text.parse::<toml::Table>().ok().and_then(|table| serde_json::to_value(table).ok()).unwrap_or_default();
     document["worst_cases"] = cases.iter().map(worst_case).collect();
+    document["queues"] = lanes(&config).into();
+    document["longest_wait_ms"] = ms(longest_wait(&config)).into();
     output.answer(&document, |_| {
-        let comment: String =
-            worst_case_table(&cases).lines().map(|line| format!("# {line}\n").replace("# \n", "#\n")).collect();
+        let comment: String = format!("{}\n{}", worst_case_table(&cases), lanes_table(&config))
+            .lines()
+            .map(|line| format!("# {line}\n").replace("# \n", "#\n"))
+            .collect();
         format!("# {}, hash {}\n\n{text}\n{comment}", path.display(), config.hash)
     })?;
     Ok(0)
@@ -164,6 +177,63 @@ fn cost(cost: &Cost) -> Value {
         "warm": { "bytes_month": cost.warm, "full_bytes_month": cost.warm_full,
                   "handshakes_per_s": cost.warm_handshakes },
     })
+}
+
+fn lanes(config: &Config) -> Vec<Value> {
+    let lane = |(lane, rules): (&LaneConfig, &LaneRules)| {
+        json!({
+            "class": lane.class,
+            "uplinks": uplinks_text(&rules.carriers),
+            "priority": rules.priority,
+            "directory": Some(&lane.directory).filter(|directory| !directory.is_empty()),
+            "memory": rules.memory_bytes.is_some(),
+            "max_bytes": lane.max_size,
+            "max_messages": Some(rules.max_messages).filter(|most| *most != u64::MAX),
+            "overflow": overflow_word(rules.overflow),
+            "max_age_s": lane.max_age.map(|age| age.as_secs()),
+        })
+    };
+    config.lanes.iter().zip(&config.settings.lanes).map(lane).collect()
+}
+
+fn lanes_table(config: &Config) -> String {
+    let mut table = Table::new(&["CLASS", "UPLINKS", "PRIORITY", "DIRECTORY", "AT MOST", "WHEN FULL", "MAX AGE"]);
+    let mut lost = Vec::new();
+    for (lane, rules) in config.lanes.iter().zip(&config.settings.lanes) {
+        let most = match rules.max_messages {
+            u64::MAX => size_text(lane.max_size),
+            messages => format!("{}, {messages} messages", size_text(lane.max_size)),
+        };
+        if rules.memory_bytes.is_some() && !lost.contains(&lane.class) {
+            lost.push(lane.class.clone());
+        }
+        table.row(vec![
+            lane.class.clone(),
+            uplinks_text(&rules.carriers),
+            rules.priority.to_string(),
+            if lane.directory.is_empty() { "memory".into() } else { lane.directory.clone() },
+            most,
+            overflow_word(rules.overflow).into(),
+            lane.max_age.map_or("-".into(), duration_text),
+        ]);
+    }
+    let mut text = format!("queues, each in order; the higher priority goes first:\n{}", table.text(false));
+    for class in lost {
+        text += &format!("{class} lives in memory only: lost when the daemon ends\n");
+    }
+    let wait = duration_text(longest_wait(config));
+    text + &match config.outbox.commit_interval {
+        Some(interval) => format!(
+            "an acknowledgement may take {wait} and one sync: outbox.late, and commit_interval = \"{}\" (durability batch)\n",
+            duration_text(interval)
+        ),
+        None => format!("an acknowledgement may take {wait} (outbox.late) and one sync\n"),
+    }
+}
+
+/// How long an application may wait for its acknowledgement, the sync itself aside (R-SF-12).
+fn longest_wait(config: &Config) -> Duration {
+    config.settings.late.unwrap_or(LATE_MOST) + config.outbox.commit_interval.unwrap_or_default()
 }
 
 fn cost_table(costs: &[Cost], fleet_size: u32) -> String {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::Value;
 
+pub use crate::api::size;
 use crate::config::duration_text;
 
 const GOOD: &str = "\x1b[32m";
@@ -34,7 +35,10 @@ pub fn status(document: &Value, age: Duration, colours: bool) -> String {
     if document["session"].is_object() {
         line("session", session(&document["session"]));
     }
-    line("outbox", outbox(&document["outbox"]));
+    line("outbox", waiting(&document["outbox"]));
+    for (name, text) in super::outbox::lively_classes(&document["outbox"]["classes"]) {
+        line(&format!("  {name}"), text);
+    }
     line("list", list_line(&document["failover"]));
     let way_back = &document["failback"];
     if way_back["target"].is_string() || way_back["until"].is_string() {
@@ -94,7 +98,7 @@ fn until(value: &Value) -> Option<String> {
     Some(format!("until {}{left}", clock(at)))
 }
 
-fn clock(at: Timestamp) -> String {
+pub fn clock(at: Timestamp) -> String {
     format!("{at:.0}").replacen('T', " ", 1)
 }
 
@@ -109,7 +113,7 @@ fn session(session: &Value) -> String {
     parts.join(", ")
 }
 
-fn outbox(outbox: &Value) -> String {
+fn waiting(outbox: &Value) -> String {
     let mut parts = vec![count(outbox["messages"].as_u64().unwrap_or(0), "message")];
     if let Some(bytes) = outbox["bytes"].as_u64() {
         parts.push(size(bytes));
@@ -317,7 +321,7 @@ fn dash(text: String) -> String {
 }
 
 /// A value as a word without control characters; `-` for what is absent.
-fn plain(value: &Value) -> String {
+pub fn plain(value: &Value) -> String {
     match value {
         Value::Null => "-".into(),
         Value::String(text) => dash(text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()),
@@ -330,7 +334,7 @@ fn millis(duration: Duration) -> u64 {
 }
 
 /// A span of time with as much precision as anyone wants to read.
-fn span(ms: u64) -> String {
+pub fn span(ms: u64) -> String {
     let (seconds, minutes, hours) = (ms / 1000, ms / 60_000, ms / 3_600_000);
     match ms {
         0..1000 => duration_text(Duration::from_millis(ms)),
@@ -339,15 +343,6 @@ fn span(ms: u64) -> String {
         _ if minutes < 60 => format!("{minutes}min {}s", seconds % 60),
         _ if hours < 48 => format!("{hours}h {}min", minutes % 60),
         _ => format!("{}d {}h", hours / 24, hours % 24),
-    }
-}
-
-/// With one digit behind the point: `2.9 MB`.
-pub fn size(bytes: u64) -> String {
-    const UNITS: [(&str, u64); 3] = [("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1000)];
-    match UNITS.into_iter().find(|(_, factor)| bytes >= *factor) {
-        Some((unit, factor)) => format!("{}.{} {unit}", bytes / factor, bytes % factor * 10 / factor),
-        None => format!("{bytes} B"),
     }
 }
 

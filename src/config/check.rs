@@ -3,17 +3,17 @@
 //! Reading goes to the end whatever is wrong, so that every mistake is told at once; what could not be read keeps its
 //! default, which is also what safe mode starts from (R-CF-4). `[uplink]` has its own file.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use switchback_control::{Failback, Mode, Selector, Settings, Start};
 
 use super::lanes::{Lanes, max_age};
+use super::local::listeners;
 use super::reader::{Reader, Section, Seen};
 use super::text;
 use super::tree::{At, Table};
 use super::uplinks::{class_in_disguise, uplinks};
-use super::{Cloud, CloudLog, Config, Host, LocalBroker, PublishRule, Server, SubscribeRule};
+use super::{Cloud, CloudLog, Config, Host, PublishRule, Server, SubscribeRule};
 
 /// Most servers: the heart counts them in a byte, and nobody walks more.
 const SERVERS_MAX: usize = 16;
@@ -365,93 +365,6 @@ fn subscribe(reader: &mut Reader, section: &Section<'_>, names: &[(&str, &str)])
     Some(SubscribeRule { topic: filter, to, qos })
 }
 
-fn listeners(reader: &mut Reader, top: &Section<'_>, config: &mut Config) {
-    let (local, status) = (top.section("local", "local"), top.section("status", "status"));
-    let open = |reader: &mut Reader, seen: &Seen<Option<SocketAddr>>, what: &str| {
-        if seen.value.is_some_and(|address| !address.ip().is_loopback()) {
-            reader.warn(&seen.at, &seen.path, format!("everybody who reaches this address may {what}"));
-        }
-    };
-    let mqtt = reader.address(&local, "mqtt");
-    config.local.password_file = reader.file(&local, "password_file", true).map(|seen| seen.value);
-    let acl = reader.file(&local, "acl_file", false);
-    if let Some(seen) = &acl
-        && config.local.password_file.is_none()
-    {
-        let message = "without local.password_file every client is anonymous: lines below a user never count";
-        reader.warn(&seen.at, &seen.path, message.into());
-    }
-    config.local.acl_file = acl.map(|seen| seen.value);
-    let broker = local_broker(reader, &local, config);
-    let page = reader.address(&status, "listen");
-    if let Some(seen) = &mqtt {
-        if config.local.password_file.is_none() {
-            open(reader, seen, "publish through this gateway");
-        }
-        config.local.mqtt = seen.value;
-    }
-    if let Some(broker) = broker {
-        if let Some(Seen { value: Some(own), at, path }) = &mqtt {
-            let message = "has no effect with local.broker, which serves the applications; write \"\" or leave it out";
-            match own.port() == broker.server.port {
-                true => reader.wrong(at, path, "is the port of local.broker; write \"\" or leave it out".into()),
-                false => reader.warn(at, path, message.into()),
-            }
-        }
-        config.local.mqtt = None;
-        config.local.broker = Some(broker);
-    }
-    if let Some(seen) = &page {
-        open(reader, seen, "read the status page");
-        config.status_listen = seen.value;
-    }
-    let at = page.as_ref().or(mqtt.as_ref()).map_or(top.at.clone(), |seen| seen.at.clone());
-    if config.local.mqtt.is_some() && config.local.mqtt == config.status_listen {
-        reader.wrong(&at, "status.listen", "is the same address as local.mqtt".into());
-    }
-    let Some(own) = config.local.mqtt else { return };
-    if config.cloud.servers.iter().any(|server| text::is_loopback(&server.host) && server.port == own.port()) {
-        let at = mqtt.map_or(top.section("cloud", "cloud").at, |seen| seen.at);
-        let message =
-            format!("port {} is also a server of cloud.servers on this machine; give one another port", own.port());
-        reader.wrong(&at, "local.mqtt", message);
-    }
-}
-
-/// `local.broker`: a broker of somebody else on this machine. Then we do not listen for TCP ourselves.
-fn local_broker(reader: &mut Reader, local: &Section<'_>, config: &Config) -> Option<LocalBroker> {
-    let username = reader.text(local, "broker_username");
-    let password = reader.file(local, "broker_password_file", true);
-    let seen = reader.text(local, "broker").filter(|seen| !seen.value.is_empty());
-    let Some(seen) = seen else {
-        for (at, path) in username.iter().map(|s| (&s.at, &s.path)).chain(password.iter().map(|s| (&s.at, &s.path))) {
-            reader.warn(at, path, "has no effect without local.broker".into());
-        }
-        return None;
-    };
-    if let Some(password) = password.as_ref().filter(|_| username.is_none()) {
-        let message = "needs local.broker_username as well (MQTT 3.1.1 knows no password alone)";
-        reader.wrong(&password.at, &password.path, message.into());
-    }
-    let server = reader.checked(&seen.at, &seen.path, text::server(&seen.value))?;
-    let wrong = if server.tls || !text::is_loopback(&server.host) {
-        Some("must be on this machine and open, as in \"mqtt://127.0.0.1:1883\"".to_string())
-    } else if config.cloud.servers.iter().any(|s| text::is_loopback(&s.host) && s.port == server.port) {
-        Some(format!(
-            "port {} is also a server of cloud.servers on this machine: messages would go in circles",
-            server.port
-        ))
-    } else {
-        None
-    };
-    if let Some(message) = wrong {
-        reader.wrong(&seen.at, &seen.path, message);
-        return None;
-    }
-    let (username, password_file) = (username.map(|seen| seen.value), password.map(|seen| seen.value));
-    Some(LocalBroker { server, username, password_file })
-}
-
 /// FNV-1a, 64 bits: short, and the same in every version of the compiler.
 fn digest(text: &str) -> String {
     let start = 0xcbf2_9ce4_8422_2325_u64;
@@ -469,7 +382,7 @@ mod tests {
 
     #[test]
     fn every_key_of_the_schema_is_read() {
-        let text = "[[publish]]\ntopic = \"a\"\n[[subscribe]]\ntopic = \"a\"\n[uplink.eth0]\n";
+        let text = "[class.bulk]\n[[publish]]\ntopic = \"a\"\n[[subscribe]]\ntopic = \"a\"\n[uplink.eth0]\n";
         let file: Arc<Path> = Arc::from(Path::new("/x.toml"));
         let table = tree::parse_text(text, file.clone()).unwrap();
         let host = Host { hostname: Some("gw".into()), machine_id: None };

@@ -18,6 +18,8 @@ const NORMAL: &str = "normal";
 const CRITICAL: &str = "critical";
 /// The longest name of a class: it is part of a directory's name.
 const NAME_MAX: usize = 32;
+/// Not names of classes: `switchback outbox drop` takes them for something else.
+const WORDS: [&str; 2] = ["all", "rejected"];
 /// Priority of a class that does not say: as `normal`.
 const PRIORITY: u8 = 5;
 /// Bytes of a class in memory, unless told otherwise.
@@ -109,8 +111,9 @@ impl Lanes {
                 Some(index) => index,
                 None if is_name(name) => lanes.add(name),
                 None => {
-                    let message =
-                        format!("is no name for a class: at most {NAME_MAX} small letters, digits, \"-\" and \"_\"");
+                    let message = format!(
+                        "is no name for a class: at most {NAME_MAX} small letters, digits, \"-\" and \"_\", but not all or rejected"
+                    );
                     reader.wrong(&section.at, &section.shown, message);
                     continue;
                 }
@@ -227,7 +230,7 @@ impl Lanes {
 
 fn is_name(name: &str) -> bool {
     let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_';
-    (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(letter) && !name.starts_with('-')
+    (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(letter) && !name.starts_with('-') && !WORDS.contains(&name)
 }
 
 fn read_class(reader: &mut Reader, section: &Section<'_>, asked: &mut Asked) {

@@ -325,8 +325,8 @@ impl Service {
         self.ask("reconnect", options).await
     }
 
-    /// Puts a message into the outbox: `topic` (s), `payload` (s or ay), `qos`, `retain`, `wait`
-    /// (s), `timeout` (s).
+    /// Puts a message into the outbox: `topic` (s), `payload` (s or ay), `class` (s), `qos`, `retain`, `wait` (s: stored,
+    /// sent or acked), `timeout` (s).
     async fn publish(&self, options: Dict) -> Result<Dict, Error> {
         self.ask("publish", options).await
     }
@@ -334,6 +334,21 @@ impl Service {
     /// Waits until outbox, window and kernel queue are empty: `timeout` (s).
     async fn flush(&self, options: Dict) -> Result<Dict, Error> {
         self.ask("flush", options).await
+    }
+
+    /// What waits, class by class, and what the server will never take; no options.
+    async fn outbox_show(&self, options: Dict) -> Result<Dict, Error> {
+        self.ask("outbox-show", options).await
+    }
+
+    /// Gives up what waits: `class` (s: a class, all or rejected).
+    async fn outbox_drop(&self, options: Dict) -> Result<Dict, Error> {
+        self.ask("outbox-drop", options).await
+    }
+
+    /// Forgets what waits, the stored list, or both: `what` (s: outbox, failover or all).
+    async fn reset(&self, options: Dict) -> Result<Dict, Error> {
+        self.ask("reset", options).await
     }
 
     /// Lines of the black box: `since` (s), `boot` (b), `limit`.

@@ -18,7 +18,7 @@ const DEPTH_MAX: usize = 8;
 /// Bytes of all texts in the options of one call: the largest payload in base 64, with room.
 const OPTIONS_BYTES_MAX: usize = 1024 * 1024;
 /// Keys that hold a list of objects: `aa{sv}` also when it is empty.
-const OBJECT_LISTS: [&str; 3] = ["uplinks", "switches", "events"];
+const OBJECT_LISTS: [&str; 4] = ["uplinks", "switches", "events", "set_aside"];
 
 /// A text of the document; "" when absent.
 pub fn text(document: &Map<String, Value>, key: &str) -> String {

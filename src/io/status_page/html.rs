@@ -30,7 +30,15 @@ pub fn text(document: &Map<String, Value>) -> String {
         let _ = writeln!(page, "<h2>{}</h2>", label(key));
         match (value, objects(value)) {
             (_, Some(items)) => columns(&mut page, &items),
-            (Value::Object(object), None) => rows(&mut page, object.iter()),
+            (Value::Object(object), None) => {
+                let (nested, flat): (Vec<_>, Vec<_>) =
+                    object.iter().partition(|(_, value)| named_objects(value).is_some());
+                rows(&mut page, flat.into_iter());
+                for (key, items) in nested.into_iter().filter_map(|(key, value)| Some((key, named_objects(value)?))) {
+                    let _ = writeln!(page, "<h3>{}</h3>", label(key));
+                    columns(&mut page, &items.iter().collect::<Vec<_>>());
+                }
+            }
             (_, None) => {}
         }
     }
@@ -42,6 +50,17 @@ pub fn text(document: &Map<String, Value>) -> String {
 fn objects(value: &Value) -> Option<Vec<&Map<String, Value>>> {
     let items = value.as_array().filter(|items| !items.is_empty())?;
     items.iter().map(Value::as_object).collect()
+}
+
+/// The objects of an object that holds objects and nothing else, each with its key as its name.
+fn named_objects(value: &Value) -> Option<Vec<Map<String, Value>>> {
+    let items = value.as_object().filter(|items| !items.is_empty())?;
+    let named = |(name, item): (&String, &Value)| {
+        let mut item = item.as_object()?.clone();
+        item.insert("name".into(), name.as_str().into());
+        Some(item)
+    };
+    items.iter().map(named).collect()
 }
 
 /// One row a key.
@@ -136,7 +155,7 @@ mod tests {
         let document = json!({
             "state": "<script>", "connected": false, "last_inbound_ms": 1500, "class": null,
             "uplinks": [{"class": "wifi", "name": "wlan0 & co", "rtt_ms": 31.5}],
-            "outbox": {"messages": 3, "classes": {"normal": 3}},
+            "outbox": {"messages": 3, "classes": {"normal": {"messages": 3, "oldest_s": 7}}},
             "last_switch": {"switch_ms": 42, "pause_ms": null},
         });
         let page = text(document.as_object().unwrap());
@@ -148,7 +167,8 @@ mod tests {
             "{page}"
         );
         assert!(page.contains("<th>switch</th><td>42 ms</td>"), "{page}");
-        assert!(page.contains("<th>name</th><th>class</th>") && page.contains("normal 3"), "{page}");
+        assert!(page.contains("<th>name</th><th>class</th>") && page.contains("<h3>classes</h3>"), "{page}");
+        assert!(page.contains("<td>normal</td><td>3</td><td>7 s</td>"), "{page}");
         assert!(!page.contains("http://") && !page.contains("https://"), "{page}");
     }
 }

@@ -96,12 +96,29 @@ const UPLINK: [Metric; 10] = [
     gauge("warm", "uplink_warm", "Whether a connection waits there to be used."),
 ];
 
-const OUTBOX: [Metric; 5] = [
+const OUTBOX: [Metric; 9] = [
     gauge("messages", "outbox_messages", "Messages waiting for the cloud's acknowledgement."),
     gauge("bytes", "outbox_bytes", "Bytes of the waiting messages.").bytes(),
     gauge("oldest_s", "outbox_oldest_seconds", "Age of the oldest waiting message.").seconds(1.0),
     gauge("in_flight", "outbox_in_flight", "Messages sent and not yet acknowledged."),
-    counter("dropped", "outbox_dropped", "Messages dropped by the stated rules."),
+    gauge("held", "outbox_held", "Messages that the present uplink may not carry."),
+    counter("dropped", "outbox_dropped", "Messages given up where their class was full, or by an operator."),
+    counter("expired", "outbox_expired", "Messages that became older than they may."),
+    counter("refused", "outbox_refused", "Messages that were not taken."),
+    counter("rejected", "outbox_rejected", "Messages that the server will never take."),
+];
+
+/// The same by class, in families of their own, so that sums over a family are right.
+const CLASS: [Metric; 9] = [
+    gauge("messages", "class_messages", "Messages of the class waiting for the cloud's acknowledgement."),
+    gauge("bytes", "class_bytes", "Bytes of the class's waiting messages.").bytes(),
+    gauge("oldest_s", "class_oldest_seconds", "Age of the class's oldest waiting message.").seconds(1.0),
+    gauge("in_flight", "class_in_flight", "Messages of the class sent and not yet acknowledged."),
+    gauge("held", "class_held", "Messages of the class that the present uplink may not carry."),
+    counter("dropped", "class_dropped", "Messages of the class given up where it was full, or by an operator."),
+    counter("expired", "class_expired", "Messages of the class that became older than they may."),
+    counter("refused", "class_refused", "Messages of the class that were not taken."),
+    counter("rejected", "class_rejected", "Messages of the class that the server will never take."),
 ];
 
 const OUTAGE: [Metric; 2] = [
@@ -130,6 +147,7 @@ pub fn text(document: &Map<String, Value>) -> String {
     families(&mut out, &SESSION, here("session").as_slice());
     families(&mut out, &UPLINK, &each(document, "uplinks", &[("uplink", "name"), ("class", "class")]));
     families(&mut out, &OUTBOX, here("outbox").as_slice());
+    families(&mut out, &CLASS, &classes(document));
     families(&mut out, &OUTAGE, here("last_outage").as_slice());
     families(&mut out, &SWITCHES, &each(document, "switches", &[("from", "from"), ("to", "to"), ("reason", "why")]));
     families(&mut out, &LAST_SWITCH, here("last_switch").as_slice());
@@ -168,6 +186,18 @@ fn number(value: &Value) -> Option<f64> {
     value.as_f64().or_else(|| value.as_bool().map(|flag| f64::from(u8::from(flag)))).filter(|number| number.is_finite())
 }
 
+/// The classes of the outbox, each with its label.
+fn classes(document: &Map<String, Value>) -> Vec<(String, &Map<String, Value>)> {
+    let classes = document.get("outbox").and_then(|outbox| outbox.get("classes")).and_then(Value::as_object);
+    let labelled = |(name, class): (&String, _)| (format!("{{class=\"{}\"}}", escaped(name)), class);
+    let objects = classes.into_iter().flatten().filter_map(|(name, class)| Some((name, class.as_object()?)));
+    objects.map(labelled).collect()
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
 /// The objects of a list, each with its labels: name and key of each.
 fn each<'d>(
     document: &'d Map<String, Value>,
@@ -177,7 +207,7 @@ fn each<'d>(
     let items = document.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let label = |item: &Map<String, Value>, (name, key): &(&str, &str)| {
         let text = item.get(*key).and_then(Value::as_str).unwrap_or_default();
-        format!("{name}=\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
+        format!("{name}=\"{}\"", escaped(text))
     };
     let labels = |item| format!("{{{}}}", names.iter().map(|pair| label(item, pair)).collect::<Vec<_>>().join(","));
     items.iter().filter_map(Value::as_object).map(|item| (labels(item), item)).collect()
@@ -194,7 +224,8 @@ mod tests {
         let document = json!({
             "state": "online", "connected": true, "last_inbound_ms": 412, "next_attempt_ms": null,
             "uplinks": [{"name": "wlan0", "class": "wifi", "usable": true, "rtt_ms": 31.0, "bytes_up": 9_000_000_000_u64}],
-            "outbox": {"messages": 3, "oldest_s": 2, "dropped": 0},
+            "outbox": {"messages": 3, "oldest_s": 2, "dropped": 0,
+                       "classes": {"bulk": {"messages": 2, "oldest_s": null, "held": 2, "expired": 7, "memory": false}}},
             "switches": [{"from": "eth0", "to": "wlan0", "why": "no-link", "count": 2}],
             "last_switch": {"detection_ms": 0, "switch_ms": 42, "pause_ms": null},
         });
@@ -207,6 +238,10 @@ mod tests {
         has("switchback_uplink_rtt_seconds{uplink=\"wlan0\",class=\"wifi\"} 0.031");
         has("switchback_uplink_sent_bytes_total{uplink=\"wlan0\",class=\"wifi\"} 9000000000");
         has("switchback_outbox_dropped_total 0");
+        has("switchback_class_messages{class=\"bulk\"} 2");
+        has("switchback_class_held{class=\"bulk\"} 2");
+        has("switchback_class_expired_total{class=\"bulk\"} 7");
+        assert!(!text.contains("switchback_class_oldest_seconds{"), "nothing waits there");
         has("switchback_switches_total{from=\"eth0\",to=\"wlan0\",reason=\"no-link\"} 2");
         has("switchback_last_switch_seconds 0.042");
         assert!(!text.contains("\nswitchback_last_switch_pause_seconds "), "no message was held up");

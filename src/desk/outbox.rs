@@ -1,0 +1,115 @@
+//! `outbox` and `reset`: what waits and what was set aside is shown, or forgotten.
+//!
+//! The heart forgets what waits, lane by lane; the store what was set aside. Neither touches the session (R-CF-5).
+
+use serde_json::{Map, Value};
+use switchback_control::{Command, Control, Event, Request, Status};
+use tokio::sync::oneshot;
+
+use super::{Asker, Desk, ListAsker, Waiting, answer, stopping};
+use crate::api::{DROP_ALL, DROP_REJECTED, Failure, Reply, Reset, dropped_document};
+use crate::corridor::Corridor;
+
+/// A request whose answer nobody waits for: real ones count from 1.
+const UNHEARD: Request = Request(0);
+
+impl Desk {
+    /// What waits, and what was set aside, which the store reads in its own time.
+    pub(super) fn show_outbox(&self, reply: Asker, mut status: Map<String, Value>) {
+        let mut document = match status.remove("outbox") {
+            Some(Value::Object(outbox)) => outbox,
+            _ => Map::new(),
+        };
+        let corridor = self.corridor.clone();
+        tokio::spawn(async move {
+            document.insert("set_aside".into(), set_aside(&corridor).await.into());
+            answer(reply, Ok(document));
+        });
+    }
+
+    pub(super) fn drop_class(&mut self, reply: Asker, class: &str, control: &Control) -> Vec<Event> {
+        let lanes = match class {
+            DROP_REJECTED => {
+                forget_set_aside(&self.corridor, reply);
+                return Vec::new();
+            }
+            DROP_ALL => vec![None],
+            class => match self.known(class, &[DROP_ALL, DROP_REJECTED]) {
+                Ok(lanes) => lanes.into_iter().map(Some).collect(),
+                Err(failure) => {
+                    answer(reply, Err(failure));
+                    return Vec::new();
+                }
+            },
+        };
+        let waiting = Waiting::Dropped(reply, "dropped", control.status().delivery.dropped);
+        let Some(request) = self.wait(waiting) else { return Vec::new() };
+        // The last answer is the one for all: they come in order, each in its own turn.
+        let last = lanes.len().saturating_sub(1);
+        let one = |(index, lane)| {
+            let request = if index == last { request } else { UNHEARD };
+            Event::Asked(Command::Drop { request, lane })
+        };
+        lanes.into_iter().enumerate().map(one).collect()
+    }
+
+    pub(super) fn reset(&mut self, reply: Asker, what: Reset, control: &Control) -> Vec<Event> {
+        let before = control.status().delivery.dropped;
+        let forget_list = || Event::Asked(Command::SetList { list: Vec::new() });
+        let drop = |request| Event::Asked(Command::Drop { request, lane: None });
+        match what {
+            Reset::Failover => {
+                self.list = Some(ListAsker::Show(reply));
+                vec![forget_list()]
+            }
+            Reset::Outbox => {
+                let reply = and_forget_set_aside(&self.corridor, reply);
+                let Some(request) = self.wait(Waiting::Dropped(reply, "reset", before)) else { return Vec::new() };
+                vec![drop(request)]
+            }
+            Reset::All => {
+                self.list = Some(ListAsker::Reset(and_forget_set_aside(&self.corridor, reply), before));
+                vec![drop(UNHEARD), forget_list()]
+            }
+        }
+    }
+}
+
+/// What the server will never take, with its reasons.
+async fn set_aside(_corridor: &Corridor) -> Vec<Value> {
+    // The store does not tell yet: `Corridor::set_asides` belongs here.
+    Vec::new()
+}
+
+/// Forgets it; how many there were.
+async fn clear_set_aside(corridor: &Corridor) -> Result<usize, Failure> {
+    // And `Corridor::clear_set_asides` here.
+    Ok(set_aside(corridor).await.len())
+}
+
+/// `outbox drop rejected`.
+fn forget_set_aside(corridor: &Corridor, reply: Asker) {
+    let corridor = corridor.clone();
+    tokio::spawn(async move {
+        let cleared = clear_set_aside(&corridor).await;
+        answer(reply, cleared.map(|count| dropped_document("dropped", count as u64, 0)));
+    });
+}
+
+/// One who forgets what was set aside before the answer goes on.
+fn and_forget_set_aside(corridor: &Corridor, reply: Asker) -> Asker {
+    let (asker, heard) = oneshot::channel();
+    let corridor = corridor.clone();
+    tokio::spawn(async move {
+        let cleared = clear_set_aside(&corridor).await;
+        let heard: Reply = heard.await.unwrap_or_else(|_| Err(stopping()));
+        answer(reply, cleared.and(heard));
+    });
+    asker
+}
+
+/// How many messages were given up since there were `before`.
+pub(super) fn dropped(word: &str, before: u64, status: &Status) -> Map<String, Value> {
+    let delivery = &status.delivery;
+    dropped_document(word, delivery.dropped.saturating_sub(before), u64::from(delivery.in_flight))
+}
