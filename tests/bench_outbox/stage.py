@@ -21,7 +21,7 @@ class Stage:
         self.ours = carrier.ours
         self.figures = []
         self.background = []
-        self.recording = flood.Recording(lab, f"{TOPIC}/#")
+        self.recording = flood.Recording(lab, f"{TOPIC}/#", alone=True)
 
     def close(self):
         for publisher in self.background:

@@ -1,7 +1,7 @@
 """Many messages in at the gateway and out at the cloud, faster than the lab's Python client could: `flood.rs`, driven.
 
 The program is compiled when it is first asked for (rustc, standard library only) and kept beside cargo's output. A
-`Recording` takes the recorder's place at the cloud; `publish` runs a publisher to its end, `start` leaves it running.
+`Recording` is what came to the cloud; `publish` runs a publisher to its end, `start` leaves it running.
 """
 
 import json
@@ -83,13 +83,16 @@ class Publisher:
 
 
 class Recording:
-    """What arrives at the cloud under `topic`, by number, with identities. Takes the place of the lab's recorder."""
+    """What arrives at the cloud under `topic`, by number, with identities.
 
-    def __init__(self, lab, topic="#", name="flood-recorder"):
+    Beside the lab's own recorder, or `alone` in its place, where that one would be too slow.
+    """
+
+    def __init__(self, lab, topic="#", alone=False, name="flood-recorder"):
         self.lab, self.name = lab, name
         self.out = f"{plan.RUN}/{name}.txt"
         self.offset, self.seen = 0, []
-        if lab.recording:
+        if alone and lab.recording:
             lab.stop("recorder", signal.SIGKILL)
             lab.recording = False
         lab.path(self.out).write_text("")
