@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 /// Numbers by a seed (splitmix64).
 pub struct Random(pub u64);
@@ -73,14 +74,14 @@ pub fn parsed(trace: &[u8]) -> Vec<(u64, Deed)> {
 
 #[derive(Clone, Debug)]
 enum Change {
-    Write { at: usize, bytes: Vec<u8> },
+    Write { at: usize, bytes: Rc<[u8]> },
     Length(usize),
 }
 
 /// One file: what is durable, and what happened since.
 #[derive(Clone, Debug, Default)]
 struct Content {
-    durable: Vec<u8>,
+    durable: Rc<Vec<u8>>,
     since: Vec<Change>,
 }
 
@@ -132,7 +133,7 @@ impl Disk {
                 self.call(path, Some(self.given));
             }
             Deed::Write { inode, at, bytes } => {
-                self.change(*inode, Change::Write { at: *at, bytes: bytes.clone() });
+                self.change(*inode, Change::Write { at: *at, bytes: bytes.as_slice().into() });
             }
             Deed::Length { inode, length } => self.change(*inode, Change::Length(*length)),
             Deed::Rename { from, to } => {
@@ -160,7 +161,7 @@ impl Disk {
                 }
                 if let Some(content) = file.and_then(|file| self.files.get_mut(&file)) {
                     for change in content.since.drain(..covered.min(content.since.len())) {
-                        apply(&mut content.durable, &change);
+                        apply(Rc::make_mut(&mut content.durable), &change);
                     }
                 } else if let Some(since) = self.since.get_mut(&path) {
                     for naming in since.drain(..covered.min(since.len())) {
@@ -190,7 +191,7 @@ impl Disk {
         let mut disk = self.clone();
         match begun {
             Some(Deed::Write { inode, at, bytes }) => {
-                let part = bytes[..random.below(bytes.len() + 1)].to_vec();
+                let part = bytes[..random.below(bytes.len() + 1)].into();
                 disk.change(*inode, Change::Write { at: *at, bytes: part });
             }
             Some(deed @ (Deed::Rename { .. } | Deed::Remove { .. } | Deed::Create { .. })) if random.below(2) == 0 => {
@@ -216,7 +217,7 @@ impl Disk {
         }
         for (path, file) in names {
             let content = &disk.files[&file];
-            let mut bytes = content.durable.clone();
+            let mut bytes = content.durable.to_vec();
             keep_some(&mut bytes, &content.since, random);
             fs::write(place.join(path.strip_prefix(root).unwrap()), bytes).unwrap();
         }
@@ -240,7 +241,7 @@ fn keep_some(content: &mut Vec<u8>, since: &[Change], random: &mut Random) {
             (1, change) => apply(content, change),
             (2, change) if number < whole => apply(content, change),
             (2, Change::Write { at, bytes }) if number == whole => {
-                let part = bytes[..random.below(bytes.len() + 1)].to_vec();
+                let part = bytes[..random.below(bytes.len() + 1)].into();
                 apply(content, &Change::Write { at: *at, bytes: part });
             }
             (2, _) => {}
@@ -251,7 +252,7 @@ fn keep_some(content: &mut Vec<u8>, since: &[Change], random: &mut Random) {
                 while from < bytes.len() {
                     let to = (from + 512 - (at + from) % 512).min(bytes.len());
                     if random.below(2) == 0 {
-                        apply(content, &Change::Write { at: at + from, bytes: bytes[from..to].to_vec() });
+                        apply(content, &Change::Write { at: at + from, bytes: bytes[from..to].into() });
                     }
                     from = to;
                 }

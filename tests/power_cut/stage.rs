@@ -193,13 +193,22 @@ pub struct Cloud {
     ends: AtomicBool,
     open: Mutex<HashSet<u16>>,
     pub arrived: Mutex<HashMap<String, u64>>,
+    /// How often a message with QoS 2 began to arrive.
+    pub once: Mutex<HashMap<String, u64>>,
     notes: Arc<Notes>,
 }
 
 impl Cloud {
     fn start(notes: Arc<Notes>) -> Arc<Cloud> {
         let (here, ends) = (AtomicBool::new(true), AtomicBool::new(false));
-        let cloud = Arc::new(Cloud { here, ends, open: Mutex::default(), arrived: Mutex::default(), notes });
+        let cloud = Arc::new(Cloud {
+            here,
+            ends,
+            open: Mutex::default(),
+            arrived: Mutex::default(),
+            once: Mutex::default(),
+            notes,
+        });
         let listener = TcpListener::bind("192.0.2.1:1883").unwrap();
         listener.set_nonblocking(true).unwrap();
         let own = cloud.clone();
@@ -272,6 +281,9 @@ impl Cloud {
                 if publish.qos < 2 || self.open.lock().unwrap().insert(number) {
                     let text: String = String::from_utf8_lossy(&publish.payload).split(' ').next().unwrap().into();
                     self.notes.note(Note::Got(text.clone()));
+                    if publish.qos == 2 {
+                        *self.once.lock().unwrap().entry(text.clone()).or_default() += 1;
+                    }
                     *self.arrived.lock().unwrap().entry(text).or_default() += 1;
                 }
                 let [high, low] = number.to_be_bytes();
