@@ -4,6 +4,10 @@
 mod bench;
 #[path = "cloud/early.rs"]
 mod early;
+#[path = "cloud/exact.rs"]
+mod exact;
+#[path = "cloud/pacing.rs"]
+mod pacing;
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

@@ -496,13 +496,24 @@ impl Watcher {
         .expect("nothing comes")
     }
 
-    /// The next message: its topic and text. Acknowledges what wants it (as if QoS 1; nobody here watches with 2).
+    /// The next message: its topic and text. Acknowledges what wants it.
     pub async fn message(&mut self) -> (String, String) {
-        let publish = Publish::from_packet(self.hear().await).unwrap();
-        if let (1, Some(id)) = (publish.qos, publish.id) {
-            self.stream.write_all(&[0x40, 2, (id >> 8) as u8, id as u8]).await.unwrap();
+        loop {
+            let publish = match Publish::from_packet(self.hear().await).map_err(|other| *other) {
+                Ok(publish) => publish,
+                Err(MqttPacket::PubRel3(p)) => {
+                    let [high, low] = p.message_id.to_be_bytes();
+                    self.stream.write_all(&[0x70, 2, high, low]).await.unwrap();
+                    continue;
+                }
+                Err(other) => panic!("{other:?}"),
+            };
+            if let Some(id) = publish.id {
+                let first = if publish.qos == 2 { 0x50 } else { 0x40 };
+                self.stream.write_all(&[first, 2, (id >> 8) as u8, id as u8]).await.unwrap();
+            }
+            return (publish.topic, String::from_utf8(publish.payload).unwrap());
         }
-        (publish.topic, String::from_utf8(publish.payload).unwrap())
     }
 
     pub async fn json(&mut self, topic: &str) -> serde_json::Value {

@@ -12,7 +12,7 @@ mod queue;
 mod read;
 mod write;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::{pending, poll_fn};
 use std::io;
 use std::sync::atomic::Ordering;
@@ -41,6 +41,9 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 /// How long a step of QoS 2 waits for its disk. Then it is taken all the same: a repetition after a kill or a power cut in
 /// that moment is better than a session that stands still behind a dead card.
 const PLEDGE_LIMIT: Duration = Duration::from_secs(5);
+/// Messages of QoS 2 in flight towards a server of 3.1.1, which cannot say how many it takes: 20 with mosquitto's defaults,
+/// 10 with other brokers', and what is more is lost without a word.
+const EXACT_MAX: usize = 10;
 /// The heart asks again and again while it waits for an answer to `Drain`; after this long without, it asks anew.
 const DRAIN_MEMORY: Duration = Duration::from_secs(1);
 /// Largest password file, in bytes: a length on the wire is two bytes.
@@ -209,10 +212,11 @@ struct Desk {
     open: Option<Open>,
     /// Messages that went out before CONNACK.
     early: Vec<Seq>,
-    /// Numbered messages sent and not acknowledged, our own among them, and exchanges of QoS 2 that a connection before
-    /// this one began: the server may count them too.
+    /// Numbered messages sent and not acknowledged, our own among them.
     in_flight: u16,
-    /// Of these exchanges, those that were not ordered yet.
+    /// Of these, those of QoS 2.
+    exact: BTreeSet<u16>,
+    /// Exchanges that a connection before this one began, and that were not ordered yet: the server may count them too.
     resumed: BTreeMap<Seq, u16>,
     /// They were searched for messages that are no more.
     searched: bool,
@@ -262,9 +266,23 @@ impl Desk {
         self.last_own
     }
 
-    /// No further numbered message may go out now.
+    /// No further numbered message may go out now; one that a connection before this one began has its place.
     fn is_full(&self) -> bool {
-        self.limits.as_ref().is_none_or(|limits| self.in_flight >= limits.window)
+        self.limits.as_ref().is_none_or(|limits| self.in_flight + self.resumed.len() as u16 >= limits.window)
+    }
+
+    /// Whether this message may go as QoS 2 now, which a server of 3.1.1 has no word to bound.
+    fn has_exact_room(&self, seq: Seq, version: Version) -> bool {
+        let others = if self.resumed.contains_key(&seq) { 0 } else { self.resumed.len() };
+        version == Version::V5 || self.exact.len() + others < EXACT_MAX
+    }
+
+    /// An exchange is under way on this connection.
+    fn fly_exact(&mut self, seq: Seq, id: u16) {
+        self.resumed.remove(&seq);
+        if self.exact.insert(id) {
+            self.in_flight = self.in_flight.saturating_add(1);
+        }
     }
 
     /// A numbered message has had its answer: one more may be sent, and what lacked an identifier may have one.

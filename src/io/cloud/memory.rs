@@ -171,6 +171,10 @@ impl Memory {
         self.lock().exchanges.open().collect()
     }
 
+    pub fn is_open(&self, id: u16) -> bool {
+        self.lock().exchanges.open().any(|(other, ..)| other == id)
+    }
+
     /// Begins one; `None` while no identifier is free.
     pub fn begin_exchange(&self, seq: Seq) -> Option<u16> {
         self.lock().exchanges.begin(seq)

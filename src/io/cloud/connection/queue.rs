@@ -68,7 +68,7 @@ impl Queue {
 
     /// The first of any lane that satisfies, wherever it stands.
     pub fn take_out(&mut self, wanted: impl Fn(Seq) -> bool) -> Option<Order> {
-        self.lanes.values_mut().find_map(|lane| {
+        self.lanes.values_mut().filter(|lane| !lane.held).find_map(|lane| {
             let place = lane.waiting.iter().position(|order| wanted(order.seq))?;
             lane.waiting.remove(place)
         })

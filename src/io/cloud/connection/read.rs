@@ -137,14 +137,16 @@ impl Connection<'_> {
     /// when it is ordered. Each keeps its place in the window.
     fn resume(&self, desk: &mut Desk) {
         for (id, seq, step) in self.place.shared.memory.exchanges() {
-            desk.in_flight = desk.in_flight.saturating_add(1);
-            desk.resumed.insert(seq, id);
             match step {
-                Step::Published => {}
+                Step::Published => {
+                    desk.resumed.insert(seq, id);
+                    continue;
+                }
                 // The disk may not know yet, as the connection ended then.
                 Step::Received => drop(self.releases.send(Pledge { seq, id, received: true })),
                 Step::Released => desk.control.extend(speech::release(id)),
             }
+            desk.fly_exact(seq, id);
         }
     }
 
@@ -216,7 +218,7 @@ impl Connection<'_> {
         if let Some(why) = refused {
             if let Some(seq) = shared.memory.refused(generation, id) {
                 shared.bodies.redeem(id);
-                self.give_back();
+                self.land(id);
                 self.rejected(seq, why).await;
             }
             return Ok(());
@@ -234,11 +236,23 @@ impl Connection<'_> {
     async fn completed(&self, id: u16) {
         let Place { shared, voice, .. } = self.place;
         // As with PUBACK: told to nobody, it would be sent again as new.
-        let generation = self.generation().filter(|_| !voice.is_silent());
-        let Some(seq) = generation.and_then(|generation| shared.memory.completed(generation, id)) else { return };
-        shared.bodies.redeem(id);
-        self.give_back();
-        self.tell(Event::Completed { attempt: voice.attempt, seq }).await;
+        let Some(generation) = self.generation().filter(|_| !voice.is_silent()) else { return };
+        let completed = shared.memory.completed(generation, id);
+        if !shared.memory.is_open(id) {
+            // Perhaps by what came on the connection before.
+            self.land(id);
+        }
+        if let Some(seq) = completed {
+            shared.bodies.redeem(id);
+            self.tell(Event::Completed { attempt: voice.attempt, seq }).await;
+        }
+    }
+
+    /// An exchange is over on this connection.
+    fn land(&self, id: u16) {
+        if self.desk().exact.remove(&id) {
+            self.give_back();
+        }
     }
 
     async fn rejected(&self, seq: Seq, why: String) {

@@ -53,7 +53,7 @@ enum Unsent {
     Early,
     /// Too old.
     Expired,
-    /// Every identifier of QoS 2 is taken.
+    /// Every identifier of QoS 2 is taken, or all that the server may bear.
     NoIdentifier,
     Never(String),
 }
@@ -192,6 +192,7 @@ impl Connection<'_> {
                 } else if desk.queue.len() > 0 && self.has_room(chunk, pace) {
                     match desk.next(full) {
                         Some(order) => Next::Message(order),
+                        None if full && !desk.searched && !desk.resumed.is_empty() => Next::Search,
                         None => return pace.starved(),
                     }
                 } else {
@@ -206,6 +207,7 @@ impl Connection<'_> {
                     Ok(bytes) => chunk.bytes.extend(bytes),
                     Err(problem) => log::warn!("our own message cannot be written: {problem}"),
                 },
+                Next::Search => self.search().await,
                 Next::Message(order) => {
                     let before = chunk.bytes.len();
                     self.gather_message(order, chunk).await;
@@ -245,9 +247,7 @@ impl Connection<'_> {
         let Place { shared, voice, .. } = self.place;
         let (seq, attempt) = (order.seq, voice.attempt);
         if order.again && shared.memory.is_completed(seq) {
-            if self.desk().resumed.remove(&seq).is_some() {
-                self.give_back();
-            }
+            self.desk().resumed.remove(&seq);
             return self.tell(Event::Completed { attempt, seq }).await;
         }
         let exchange = shared.memory.exchange(seq);
@@ -255,7 +255,6 @@ impl Connection<'_> {
             Some(_) if self.desk().open.is_none() => Err(Unsent::Early),
             Some((_, Step::Received | Step::Released)) => {
                 // The server has it, and is being told that it may go on.
-                self.desk().resumed.remove(&seq);
                 return shared.bodies.sent(seq);
             }
             Some((_, Step::Published)) | None => match shared.bodies.fetch(seq).await {
@@ -281,8 +280,13 @@ impl Connection<'_> {
                 chunk.messages.push((seq, qos == 0));
                 chunk.steps.extend(pledge.map(|pledge| shared.bodies.pledge(pledge)));
                 let mut desk = self.desk();
-                if qos > 0 && desk.resumed.remove(&seq).is_none() {
-                    desk.in_flight = desk.in_flight.saturating_add(1);
+                match pledge {
+                    Some(pledge) => desk.fly_exact(seq, pledge.id),
+                    None if qos > 0 => {
+                        desk.resumed.remove(&seq);
+                        desk.in_flight = desk.in_flight.saturating_add(1);
+                    }
+                    None => {}
                 }
                 if early {
                     desk.early.push(seq);
@@ -299,7 +303,9 @@ impl Connection<'_> {
             }
             Err(Unsent::Never(why)) => {
                 shared.memory.forget(seq);
-                self.abandon(exchange.map(|(id, _)| id));
+                if let Some((id, _)) = exchange {
+                    self.abandon(seq, id);
+                }
                 log::warn!("message {seq} can never be sent: {why}");
                 shared.bodies.rejected(seq, why);
                 self.tell(Event::Rejected { attempt, seq }).await;
@@ -318,16 +324,16 @@ impl Connection<'_> {
         };
         for (seq, id) in resumed {
             if self.place.shared.bodies.fetch(seq).await.is_none() {
-                self.abandon(Some(id));
+                self.abandon(seq, id);
             }
         }
     }
 
     /// Ends an exchange whose message is not sent any more: PUBREL does, whether the server knows it or not.
-    fn abandon(&self, id: Option<u16>) {
-        let generation = self.generation();
-        let ended = id.zip(generation).map(|(id, generation)| self.place.shared.memory.received(generation, id));
-        if let Some(Received::First(pledge)) = ended {
+    fn abandon(&self, seq: Seq, id: u16) {
+        let Some(generation) = self.generation() else { return };
+        if let Received::First(pledge) = self.place.shared.memory.received(generation, id) {
+            self.desk().fly_exact(seq, id);
             let _ = self.releases.send(pledge);
         }
     }
@@ -363,6 +369,7 @@ impl Connection<'_> {
                 (Some(id), known)
             }
             _ if !open => return Err(Unsent::Early),
+            _ if !self.desk().has_exact_room(body.seq, self.version) => return Err(Unsent::NoIdentifier),
             _ => match exchange.or_else(|| shared.memory.begin_exchange(body.seq)) {
                 Some(id) => (Some(id), exchange.is_some()),
                 None => return Err(Unsent::NoIdentifier),
@@ -419,11 +426,11 @@ impl Connection<'_> {
 impl Desk {
     /// The message that goes next. While the window is full only what has its place there.
     fn next(&mut self, full: bool) -> Option<Order> {
-        let Desk { queue, resumed, limits, .. } = self;
-        match (full, limits) {
-            (_, None) => None,
-            (true, Some(_)) => queue.take_out(|seq| resumed.contains_key(&seq)),
-            (false, Some(_)) => queue.take(),
+        let Desk { queue, resumed, limits, in_flight, .. } = self;
+        match limits {
+            Some(_) if !full => queue.take(),
+            Some(limits) if *in_flight < limits.window => queue.take_out(|seq| resumed.contains_key(&seq)),
+            Some(_) | None => None,
         }
     }
 }
@@ -431,4 +438,6 @@ impl Desk {
 enum Next {
     Own(Publish),
     Message(Order),
+    /// The window is full of what nobody orders.
+    Search,
 }
