@@ -4,6 +4,10 @@
 mod bench;
 #[path = "cloud/early.rs"]
 mod early;
+#[path = "cloud/exact.rs"]
+mod exact;
+#[path = "cloud/pacing.rs"]
+mod pacing;
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -433,6 +437,10 @@ async fn what_the_server_cannot_take_is_rejected_and_blocks_nobody() {
         rig.until(|event| *event == Event::Rejected { attempt, seq }).await;
     }
     rig.acked(vec![good]).await;
+    let why: Vec<String> = rig.stack.told().rejected.iter().map(|(seq, why)| format!("{seq} {why}")).collect();
+    assert!(why[0].contains("more than the server takes (2000)") && why[1].contains("is no topic"), "{why:?}");
+    assert_eq!(why[2], "99 it is not in the outbox any more");
+    assert_eq!(rig.stack.told().sent, [good]);
 }
 
 #[tokio::test]
@@ -458,11 +466,13 @@ async fn the_servers_window_is_never_exceeded_and_its_keep_alive_is_kept() {
     let publishes: Vec<_> = heard.iter().filter(|packet| matches!(packet, MqttPacket::Publish5(_))).collect();
     assert_eq!(publishes.len(), 4, "{heard:?}");
     assert!(heard.iter().any(|packet| matches!(packet, MqttPacket::PingReq5(_))), "{heard:?}");
+    // What was written has arrived, though six more wait.
     rig.cloud.drain(attempt);
-    rig.until(|event| *event == Event::Drained { attempt, empty: false }).await;
+    rig.until(|event| *event == Event::Drained { attempt, empty: true }).await;
     // One is acknowledged with "quota exceeded": reported, and one more may go.
     server.write_all(&[0x40, 3, 0, 1, 0x97]).await.unwrap();
     rig.until(|event| *event == Event::Rejected { attempt, seq: Seq(0) }).await;
+    assert_eq!(rig.stack.told().rejected, [(Seq(0), "quota exceeded (0x97)".to_owned())]);
     let heard = listen(&mut server, Version::V5, SHORT).await;
     assert_eq!(heard.iter().filter(|packet| matches!(packet, MqttPacket::Publish5(_))).count(), 1, "{heard:?}");
     // "Use another server".

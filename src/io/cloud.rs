@@ -6,13 +6,17 @@
 //! connection and never chooses a server or interface: those are the heart's actions.
 //!
 //! Below: `dial` makes the stream, `connection` speaks on it, `speech` knows both versions of MQTT, `memory` is what
-//! outlives a connection, `documents` are our own messages, `costs` counts what liveness costs.
+//! outlives a connection and `exchange` what of it belongs to QoS 2, `pace` how much may be in the kernel, `age` when a
+//! message is too old, `documents` are our own messages, `costs` counts what liveness costs.
 
+mod age;
 mod connection;
 mod costs;
 mod dial;
 mod documents;
+mod exchange;
 mod memory;
+mod pace;
 pub(crate) mod speech;
 
 use std::collections::HashMap;
@@ -23,13 +27,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use switchback_control::{Attempt, Event, Goodbye, Measure, Name, Reason, Seq, Version};
+use switchback_control::{Attempt, Class, Event, Goodbye, Measure, Name, Reason, Seq, Version};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use crate::config::Config;
-use crate::corridor::{Body, Corridor, Downlinks};
+use crate::config::{Config, UplinkConfig};
+use crate::corridor::{Body, Corridor, Downlinks, Pledge};
 use crate::io::Events;
 use crate::io::resolver::Resolver;
 use crate::io::socket::{Gauge, PathInfo, Readback};
@@ -43,15 +47,85 @@ pub use documents::Greeting;
 /// slowest uplink; a stop or a move must not wait longer.
 pub const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
 
-/// Where message bodies come from.
+/// Where message bodies come from, and where is told what becomes of them.
 pub trait Bodies: Send + Sync + 'static {
     /// The body of an admitted message; `None` when there is none any more.
     fn fetch(&self, seq: Seq) -> impl Future<Output = Option<Body>> + Send;
+    /// Its last byte was handed to the kernel.
+    fn sent(&self, seq: Seq);
+    /// The server will never take it, and why; told before `Event::Rejected`.
+    fn rejected(&self, seq: Seq, why: String);
+    /// Makes a step of QoS 2 durable; false when the disk cannot.
+    fn pledge(&self, pledge: Pledge) -> impl Future<Output = bool> + Send;
+    /// The exchange under this identifier is over.
+    fn redeem(&self, id: u16);
+    /// No exchange is open.
+    fn redeem_all(&self);
 }
 
 impl Bodies for Corridor {
     fn fetch(&self, seq: Seq) -> impl Future<Output = Option<Body>> + Send {
         Corridor::fetch(self, seq)
+    }
+
+    fn sent(&self, seq: Seq) {
+        Corridor::sent(self, seq);
+    }
+
+    fn rejected(&self, seq: Seq, why: String) {
+        Corridor::rejected(self, seq, why);
+    }
+
+    fn pledge(&self, pledge: Pledge) -> impl Future<Output = bool> + Send {
+        Corridor::pledge(self, pledge)
+    }
+
+    fn redeem(&self, id: u16) {
+        Corridor::redeem(self, id);
+    }
+
+    fn redeem_all(&self) {
+        Corridor::redeem_all(self);
+    }
+}
+
+/// `Bodies` of any kind, whose answers may be waited for anywhere.
+trait AnyBodies: Send + Sync {
+    fn fetch(&self, seq: Seq) -> Answer<Option<Body>>;
+    fn sent(&self, seq: Seq);
+    fn rejected(&self, seq: Seq, why: String);
+    fn pledge(&self, pledge: Pledge) -> Answer<bool>;
+    fn redeem(&self, id: u16);
+    fn redeem_all(&self);
+}
+
+type Answer<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+impl<B: Bodies> AnyBodies for Arc<B> {
+    fn fetch(&self, seq: Seq) -> Answer<Option<Body>> {
+        let bodies = self.clone();
+        Box::pin(async move { bodies.as_ref().fetch(seq).await })
+    }
+
+    fn sent(&self, seq: Seq) {
+        self.as_ref().sent(seq);
+    }
+
+    fn rejected(&self, seq: Seq, why: String) {
+        self.as_ref().rejected(seq, why);
+    }
+
+    fn pledge(&self, pledge: Pledge) -> Answer<bool> {
+        let bodies = self.clone();
+        Box::pin(async move { bodies.as_ref().pledge(pledge).await })
+    }
+
+    fn redeem(&self, id: u16) {
+        self.as_ref().redeem(id);
+    }
+
+    fn redeem_all(&self) {
+        self.as_ref().redeem_all();
     }
 }
 
@@ -92,7 +166,7 @@ pub struct Cloud(Arc<Shared>);
 struct Shared {
     config: Arc<Config>,
     uplinks: Uplinks,
-    fetch: Fetch,
+    bodies: Box<dyn AnyBodies>,
     downlinks: Downlinks,
     events: Events,
     greet: Greet,
@@ -101,12 +175,13 @@ struct Shared {
     memory: memory::Memory,
     lines: Mutex<HashMap<Attempt, Line>>,
     costs: costs::Costs,
+    /// Said once: a message of QoS 2 goes as QoS 1; a step of QoS 2 is not durable.
+    said_downgraded: AtomicBool,
+    said_unkept: AtomicBool,
     /// Tasks that have not ended, and a call when one has.
     running: AtomicU64,
     ended: Notify,
 }
-
-type Fetch = Box<dyn Fn(Seq) -> Pin<Box<dyn Future<Output = Option<Body>> + Send>> + Send + Sync>;
 
 /// One attempt as the handle knows it.
 struct Line {
@@ -179,7 +254,8 @@ impl Voice {
 }
 
 impl Cloud {
-    /// Nothing is dialled yet. Certificates are read now, so that a wrong path is said at the start.
+    /// Nothing is dialled yet. Certificates are read now, so that a wrong path is said at the start. `pledges` are the
+    /// exchanges of QoS 2 that were open when the daemon last ended.
     pub fn start(
         config: Arc<Config>,
         uplinks: Uplinks,
@@ -187,24 +263,22 @@ impl Cloud {
         downlinks: Downlinks,
         events: Events,
         greet: Greet,
+        pledges: &[Pledge],
     ) -> Cloud {
-        let bodies = Arc::new(bodies);
-        let fetch: Fetch = Box::new(move |seq| {
-            let bodies = bodies.clone();
-            Box::pin(async move { bodies.fetch(seq).await })
-        });
         Cloud(Arc::new(Shared {
             tls: Tls::new(&config.cloud),
             config,
             uplinks,
-            fetch,
+            bodies: Box::new(Arc::new(bodies)),
             downlinks,
             events,
             greet,
             resolver: Resolver::default(),
-            memory: memory::Memory::default(),
+            memory: memory::Memory::new(pledges),
             lines: Mutex::default(),
             costs: costs::Costs::default(),
+            said_downgraded: AtomicBool::new(false),
+            said_unkept: AtomicBool::new(false),
             running: AtomicU64::new(0),
             ended: Notify::new(),
         }))
@@ -247,7 +321,8 @@ impl Cloud {
         self.order(attempt, Order::Ping);
     }
 
-    /// `Action::Drain`: answered at once by `Event::Drained`, empty or not.
+    /// `Action::Drain`: answered at once by `Event::Drained`. Empty says that the far end has acknowledged every byte that
+    /// had been written when this was first asked; what was written since is the matter of the next question.
     pub fn drain(&self, attempt: Attempt) {
         self.order(attempt, Order::Drain);
     }
@@ -257,8 +332,8 @@ impl Cloud {
         self.order(attempt, Order::Measure);
     }
 
-    /// `Action::Transmit`. The body is fetched when it can be written: before CONNACK only where the server's limits are
-    /// known, and only messages of QoS 1 in front of all others.
+    /// `Action::Transmit`. The body is fetched when it can be written, of all that wait the highest lane first: before
+    /// CONNACK only where the server's limits are known, and only messages of QoS 1 in front of all others.
     pub fn transmit(&self, attempt: Attempt, seq: Seq, again: bool) {
         self.order(attempt, Order::Transmit { seq, again });
     }
@@ -323,6 +398,13 @@ impl Cloud {
 }
 
 impl Shared {
+    /// What is configured for an interface. A modem may be named by its control port or by the interface its packets take.
+    fn uplink(&self, interface: Name) -> &UplinkConfig {
+        let class = self.uplinks.details(interface).map_or(Class::Ethernet, |details| details.class);
+        let by_port = self.config.named.iter().any(|(name, _)| *name == interface);
+        self.config.uplink(if by_port { interface } else { self.uplinks.ip_interface(interface) }, class)
+    }
+
     fn lines(&self) -> MutexGuard<'_, HashMap<Attempt, Line>> {
         lock(&self.lines)
     }

@@ -88,6 +88,10 @@ pub struct PathInfo {
     pub round_trip: Duration,
     /// Its mean deviation.
     pub variance: Duration,
+    /// The smallest round trip of the last minutes; zero before the first sample.
+    pub least_round_trip: Duration,
+    /// Bytes of payload in one segment that we send.
+    pub segment: u32,
     /// Segments sent since the connection began that ask for an acknowledgement (SYN and data, not mere
     /// acknowledgements), those sent again included.
     pub sent: u32,
@@ -176,6 +180,9 @@ impl Gauge {
         Ok(PathInfo {
             round_trip: Duration::from_micros(u64::from(info.tcpi_rtt)),
             variance: Duration::from_micros(u64::from(info.tcpi_rttvar)),
+            // All ones before the first sample.
+            least_round_trip: Duration::from_micros(u64::from(info.tcpi_min_rtt.min(info.tcpi_rtt))),
+            segment: info.tcpi_snd_mss,
             sent: info.tcpi_data_segs_out.saturating_add(self.syns),
             retransmits: info.tcpi_total_retrans,
             segments: info.tcpi_segs_out.saturating_add(info.tcpi_segs_in),

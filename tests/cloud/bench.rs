@@ -1,6 +1,7 @@
 //! The bench: a real broker on loopback with its own authority, a wire that can be cut, a client that watches, and the
 //! adapter under test. Ends only what it started.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,8 +11,9 @@ use std::time::Duration;
 
 use flowsdk::mqtt_serde::control_packet::MqttPacket;
 use flowsdk::mqtt_serde::mqttv3;
+use flowsdk::mqtt_serde::mqttv5::common::properties::Property;
 use switchback::config::{Config, Server, SubscribeRule};
-use switchback::corridor::{Body, Downlink};
+use switchback::corridor::{Body, Downlink, Pledge};
 use switchback::io::cloud::{Bodies, Cloud, Greeting};
 use switchback::io::packet::{self, PACKET_MAX, Publish};
 use switchback::outbox::Record;
@@ -218,30 +220,92 @@ impl Wire {
     }
 }
 
-/// Message bodies made up from their numbers.
+/// Message bodies made up from their numbers, and what was told of them.
 #[derive(Clone, Default)]
-pub struct Stack(pub Arc<Mutex<Vec<Body>>>);
+pub struct Stack {
+    pub bodies: Arc<Mutex<Vec<Body>>>,
+    pub told: Arc<Mutex<Told>>,
+}
+
+/// What the adapter has told. `pledges` is what a disk would hold, `broken` a disk that keeps nothing.
+#[derive(Default)]
+pub struct Told {
+    pub sent: Vec<Seq>,
+    pub rejected: Vec<(Seq, String)>,
+    pub pledges: BTreeMap<u16, Pledge>,
+    pub broken: bool,
+}
 
 impl Stack {
     pub fn put(&self, seq: u64, topic: &str, payload: &[u8], qos: u8) -> Seq {
-        self.0.lock().unwrap().push(Arc::new(Record {
+        self.put_with(seq, topic, payload, qos, 1_700_000_000_000, vec![])
+    }
+
+    pub fn put_with(
+        &self,
+        seq: u64,
+        topic: &str,
+        payload: &[u8],
+        qos: u8,
+        accepted: u64,
+        properties: Vec<Property>,
+    ) -> Seq {
+        self.bodies.lock().unwrap().push(Arc::new(Record {
             seq: Seq(seq),
-            accepted: 1_700_000_000_000,
+            accepted,
             topic: topic.into(),
             payload: payload.into(),
             qos,
             retain: false,
             class: 0,
             id: format!("boot.1.{seq}"),
-            properties: vec![],
+            properties: packet::properties_to_bytes(&properties),
         }));
         Seq(seq)
+    }
+
+    pub fn remove(&self, seq: Seq) {
+        self.bodies.lock().unwrap().retain(|body| body.seq != seq);
+    }
+
+    pub fn pledges(&self) -> Vec<Pledge> {
+        self.told().pledges.values().copied().collect()
+    }
+
+    pub fn told(&self) -> std::sync::MutexGuard<'_, Told> {
+        self.told.lock().unwrap()
     }
 }
 
 impl Bodies for Stack {
     async fn fetch(&self, seq: Seq) -> Option<Body> {
-        self.0.lock().unwrap().iter().find(|body| body.seq == seq).cloned()
+        self.bodies.lock().unwrap().iter().find(|body| body.seq == seq).cloned()
+    }
+
+    fn sent(&self, seq: Seq) {
+        self.told().sent.push(seq);
+    }
+
+    fn rejected(&self, seq: Seq, why: String) {
+        self.told().rejected.push((seq, why));
+    }
+
+    async fn pledge(&self, pledge: Pledge) -> bool {
+        // As a disk would.
+        sleep(Duration::from_millis(2)).await;
+        let mut told = self.told();
+        if !told.broken {
+            told.pledges.insert(pledge.id, pledge);
+        }
+        !told.broken
+    }
+
+    fn redeem(&self, id: u16) {
+        self.told().pledges.remove(&id);
+    }
+
+    fn redeem_all(&self) {
+        self.told().pledges.clear();
     }
 }
 
@@ -275,6 +339,11 @@ pub fn subscribed(mut config: Config) -> Config {
 
 impl Rig {
     pub fn new(config: Config) -> Rig {
+        Rig::again(config, Stack::default())
+    }
+
+    /// The adapter as it is started with what is known from before.
+    pub fn again(config: Config, stack: Stack) -> Rig {
         let uplinks = Uplinks::new();
         uplinks.set(
             lo(),
@@ -290,9 +359,9 @@ impl Rig {
         );
         let (events, inbox) = mpsc::channel(1024);
         let (downlinks, downlinks_inbox) = mpsc::channel(4);
-        let stack = Stack::default();
         let greet = Arc::new(|| Greeting { boot: "boot".into(), start: 3, outage: Some(Reason::NoLink) });
-        let cloud = Cloud::start(Arc::new(config), uplinks, stack.clone(), downlinks, events, greet);
+        let pledges = stack.pledges();
+        let cloud = Cloud::start(Arc::new(config), uplinks, stack.clone(), downlinks, events, greet, &pledges);
         Rig { cloud, events: inbox, downlinks: downlinks_inbox, stack, last: 0 }
     }
 
@@ -335,10 +404,11 @@ impl Rig {
         }
     }
 
+    /// Each is through: acknowledged, or as good as that with another quality than 1.
     pub async fn acked(&mut self, mut seqs: Vec<Seq>) {
         while !seqs.is_empty() {
-            let event = self.until(|event| matches!(event, Event::Acked { .. })).await;
-            let Event::Acked { seq, .. } = event else { unreachable!() };
+            let event = self.until(|event| matches!(event, Event::Acked { .. } | Event::Completed { .. })).await;
+            let (Event::Acked { seq, .. } | Event::Completed { seq, .. }) = event else { unreachable!() };
             assert!(seqs.contains(&seq), "{event}");
             seqs.retain(|other| *other != seq);
         }
@@ -426,13 +496,24 @@ impl Watcher {
         .expect("nothing comes")
     }
 
-    /// The next message: its topic and text. Acknowledges what wants it (as if QoS 1; nobody here watches with 2).
+    /// The next message: its topic and text. Acknowledges what wants it.
     pub async fn message(&mut self) -> (String, String) {
-        let publish = Publish::from_packet(self.hear().await).unwrap();
-        if let (1, Some(id)) = (publish.qos, publish.id) {
-            self.stream.write_all(&[0x40, 2, (id >> 8) as u8, id as u8]).await.unwrap();
+        loop {
+            let publish = match Publish::from_packet(self.hear().await).map_err(|other| *other) {
+                Ok(publish) => publish,
+                Err(MqttPacket::PubRel3(p)) => {
+                    let [high, low] = p.message_id.to_be_bytes();
+                    self.stream.write_all(&[0x70, 2, high, low]).await.unwrap();
+                    continue;
+                }
+                Err(other) => panic!("{other:?}"),
+            };
+            if let Some(id) = publish.id {
+                let first = if publish.qos == 2 { 0x50 } else { 0x40 };
+                self.stream.write_all(&[first, 2, (id >> 8) as u8, id as u8]).await.unwrap();
+            }
+            return (publish.topic, String::from_utf8(publish.payload).unwrap());
         }
-        (publish.topic, String::from_utf8(publish.payload).unwrap())
     }
 
     pub async fn json(&mut self, topic: &str) -> serde_json::Value {

@@ -1,38 +1,51 @@
 //! One connection: parked after its dial, then MQTT until it ends.
 //!
-//! Five loops share one task and one `Desk`: reading, writing, obeying, handing messages to the applications, and
-//! acknowledging what they took. Reading never waits for writing or for applications. The server's Receive Maximum is
-//! never exceeded, nothing is sent before CONNACK but CONNECT and messages of QoS 1 within what the server last allowed
-//! (MQTT 5.0 section 3.1.4, R-CS-4), and PUBACKs go out in the order in which the messages came. The connection's own
-//! duty is MQTT's keep alive; whether the peer is alive is not judged here. `read` and `write` hold those two loops.
+//! Six loops share one task and one `Desk`: reading, writing, obeying, handing messages to the applications,
+//! acknowledging what they took, and releasing what the server took with QoS 2. Reading never waits for writing, for
+//! applications or for a disk. The server's Receive Maximum is never exceeded, nothing is sent before CONNACK but CONNECT
+//! and messages of QoS 1 within what the server last allowed (MQTT 5.0 section 3.1.4, R-CS-4), and PUBACKs go out in the
+//! order in which the messages came. The connection's own duty is MQTT's keep alive; whether the peer is alive is not
+//! judged here. `read` and `write` hold those two loops, `queue` what waits to be written. It is long, because the desk
+//! stands with the loops that share it.
 
+mod queue;
 mod read;
 mod write;
 
-use std::collections::{BTreeMap, VecDeque};
-use std::future::pending;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::future::{pending, poll_fn};
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard};
+use std::task::Poll;
 use std::time::Duration;
 
 use switchback_control::{Event, Goodbye, Reason, Seq, Version};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::dial::{Ended, Transport, ended, verdict};
 use super::documents;
 use super::memory::{Generation, OWN};
 use super::speech::{self, Limits, Will};
-use super::{FAREWELL_LIMIT, Facts, Order, Shared, Voice};
-use crate::corridor::Downlink;
+use super::{Answer, FAREWELL_LIMIT, Facts, Order, Shared, Voice};
+use crate::corridor::{Downlink, PLEDGED, Pledge};
 use crate::io::packet::{Publish, properties_to_bytes};
+use queue::Queue;
 
 /// Acknowledgements and pings waiting to be written; a server that makes us owe more does not read what it asks for.
 const CONTROL_MAX: usize = 64 * 1024;
 /// When writing fails, what was received before is read for this long: the server may have said why.
 const LAST_WORDS: Duration = Duration::from_millis(100);
+/// How long a step of QoS 2 waits for its disk. Then it is taken all the same: a repetition after a kill or a power cut in
+/// that moment is better than a session that stands still behind a dead card.
+const PLEDGE_LIMIT: Duration = Duration::from_secs(5);
+/// Messages of QoS 2 in flight towards a server of 3.1.1, which cannot say how many it takes: 20 with mosquitto's defaults,
+/// 10 with other brokers', and what is more is lost without a word.
+const EXACT_MAX: usize = 10;
+/// The heart asks again and again while it waits for an answer to `Drain`; after this long without, it asks anew.
+const DRAIN_MEMORY: Duration = Duration::from_secs(1);
 /// Largest password file, in bytes: a length on the wire is two bytes.
 const PASSWORD_MAX: usize = 65_535;
 
@@ -71,6 +84,7 @@ pub async fn live(
     };
     place.facts.spoke.store(true, Ordering::Relaxed);
     let (acks, taken) = mpsc::unbounded_channel();
+    let (releases, received) = mpsc::unbounded_channel();
     let connection = Connection {
         place,
         version,
@@ -78,11 +92,13 @@ pub async fn live(
         desk: Mutex::new(Desk {
             control: connect,
             limits: place.shared.memory.limits(place.facts.server, version),
+            queue: Queue::new(&place.shared.config.settings.lanes),
             ..Desk::default()
         }),
         wake: Notify::new(),
         arrived: Notify::new(),
         acks,
+        releases,
     };
     let (reading, writing) = tokio::io::split(stream);
     let read = connection.read(reading);
@@ -95,6 +111,7 @@ pub async fn live(
         ended = connection.write(writing) => Some(timeout(LAST_WORDS, read).await.unwrap_or(ended)),
         () = connection.deliver() => None,
         ended = connection.acknowledge(taken) => Some(ended),
+        ended = connection.release(received) => Some(ended),
     };
     let desk = connection.desk();
     if let Some(Ended { reason: Reason::ServerShutDown | Reason::Reset | Reason::Protocol, heard: true }) = ended
@@ -176,6 +193,8 @@ struct Connection<'a> {
     arrived: Notify,
     /// What the cloud must be told once it resolves, in order. Holds no more than `Desk::owed` counts.
     acks: mpsc::UnboundedSender<(Owed, Option<oneshot::Receiver<()>>)>,
+    /// What the server has received with QoS 2, to be made durable and released. Holds no more than there are identifiers.
+    releases: mpsc::UnboundedSender<Pledge>,
 }
 
 /// What the loops share.
@@ -186,9 +205,7 @@ struct Desk {
     /// Our own messages.
     own: VecDeque<Publish>,
     /// Applications' messages.
-    queue: VecDeque<(Seq, bool)>,
-    /// Bytes are between here and the kernel.
-    busy: bool,
+    queue: Queue,
     /// What the server allows: before CONNACK what it last did. While `None`, no message goes out.
     limits: Option<Limits>,
     /// Whether and as what CONNACK let us in.
@@ -197,6 +214,14 @@ struct Desk {
     early: Vec<Seq>,
     /// Numbered messages sent and not acknowledged, our own among them.
     in_flight: u16,
+    /// Of these, those of QoS 2.
+    exact: BTreeSet<u16>,
+    /// Exchanges that a connection before this one began, and that were not ordered yet: the server may count them too.
+    resumed: BTreeMap<Seq, u16>,
+    /// They were searched for messages that are no more.
+    searched: bool,
+    /// What was written when `Drain` was first asked, and when it was last asked.
+    drain: Option<(u64, Instant)>,
     /// Our own packets that wait for their answer, and what they were; the session is settled once none does.
     awaited: BTreeMap<u16, Asked>,
     settled: bool,
@@ -212,7 +237,7 @@ struct Desk {
     /// Applications were too slow, and that was said.
     overrun: bool,
     /// Why the server last rejected a message; the same is not said twice in a row.
-    rejected: u8,
+    rejected: String,
 }
 
 struct Open {
@@ -241,13 +266,29 @@ impl Desk {
         self.last_own
     }
 
-    /// No further numbered message may go out now.
+    /// No further numbered message may go out now; one that a connection before this one began has its place.
     fn is_full(&self) -> bool {
-        self.limits.as_ref().is_none_or(|limits| self.in_flight >= limits.window)
+        self.limits.as_ref().is_none_or(|limits| self.in_flight + self.resumed.len() as u16 >= limits.window)
     }
 
-    fn is_empty(&self) -> bool {
-        !self.busy && self.control.is_empty() && self.own.is_empty() && self.queue.is_empty()
+    /// Whether this message may go as QoS 2 now, which a server of 3.1.1 has no word to bound.
+    fn has_exact_room(&self, seq: Seq, version: Version) -> bool {
+        let others = if self.resumed.contains_key(&seq) { 0 } else { self.resumed.len() };
+        version == Version::V5 || self.exact.len() + others < EXACT_MAX
+    }
+
+    /// An exchange is under way on this connection.
+    fn fly_exact(&mut self, seq: Seq, id: u16) {
+        self.resumed.remove(&seq);
+        if self.exact.insert(id) {
+            self.in_flight = self.in_flight.saturating_add(1);
+        }
+    }
+
+    /// A numbered message has had its answer: one more may be sent, and what lacked an identifier may have one.
+    fn give_back(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.queue.resume();
     }
 }
 
@@ -257,13 +298,13 @@ impl Connection<'_> {
         while let Some(order) = orders.recv().await {
             match order {
                 Order::Transmit { seq, again } => {
-                    self.desk().queue.push_back((seq, again));
+                    self.desk().queue.push(seq, again, Instant::now());
                     self.wake.notify_one();
                 }
                 Order::Ping => self.ping(),
                 Order::Measure => self.place.measure().await,
                 Order::Drain => {
-                    let empty = self.desk().is_empty() && matches!(self.place.facts.gauge.unacked(), Ok(0));
+                    let empty = self.is_drained();
                     self.tell(Event::Drained { attempt: self.place.voice.attempt, empty }).await;
                 }
                 Order::HangUp(goodbye) => {
@@ -277,6 +318,20 @@ impl Connection<'_> {
         }
         sleep(FAREWELL_LIMIT).await;
         self.place.facts.gauge.forget_unsent();
+    }
+
+    /// Whether every byte that had been written when this was first asked has arrived. Under an unbroken load the kernel's
+    /// queue is never empty, so what came later must not count.
+    fn is_drained(&self) -> bool {
+        let (now, facts) = (Instant::now(), self.place.facts);
+        let written = facts.counts.sent.load(Ordering::Relaxed);
+        let Ok(unacked) = facts.gauge.unacked() else { return false };
+        let mut desk = self.desk();
+        let fresh = desk.drain.filter(|(_, asked)| now.saturating_duration_since(*asked) < DRAIN_MEMORY);
+        let mark = fresh.map_or(written, |(mark, _)| mark);
+        let empty = written.saturating_sub(u64::from(unacked)) >= mark;
+        desk.drain = (!empty).then_some((mark, now));
+        empty
     }
 
     /// Hands messages to the applications as they have room. Never ends.
@@ -340,6 +395,49 @@ impl Connection<'_> {
             if let Err(ended) = self.say(&speech::taken(qos, id)) {
                 return ended;
             }
+        }
+    }
+
+    /// Releases what the server has received, once our disk knows: what comes together shares a sync.
+    async fn release(&self, mut received: mpsc::UnboundedReceiver<Pledge>) -> Ended {
+        let mut together = Vec::new();
+        loop {
+            if received.recv_many(&mut together, PLEDGED.len()).await == 0 {
+                pending::<()>().await;
+            }
+            let bodies = &self.place.shared.bodies;
+            let kept = together.iter().map(|pledge| bodies.pledge(*pledge)).collect();
+            self.keep(kept).await;
+            for pledge in together.drain(..) {
+                self.place.shared.memory.release(pledge);
+                if let Err(ended) = self.say(&speech::release(pledge.id)) {
+                    return ended;
+                }
+            }
+        }
+    }
+
+    /// Waits until these steps of QoS 2 are durable. Goes on without where that cannot be, and says so.
+    async fn keep(&self, mut steps: Vec<Answer<bool>>) {
+        let mut all = true;
+        let kept = poll_fn(|context| {
+            steps.retain_mut(|step| match step.as_mut().poll(context) {
+                Poll::Ready(kept) => {
+                    all &= kept;
+                    false
+                }
+                Poll::Pending => true,
+            });
+            if steps.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        });
+        let in_time = timeout(PLEDGE_LIMIT, kept).await.is_ok();
+        let unkept = !(all && in_time);
+        if unkept && !self.place.shared.said_unkept.swap(unkept, Ordering::Relaxed) {
+            log::warn!(
+                "the disk cannot keep how far messages of QoS 2 are: they go on, and may be repeated after a power cut"
+            );
+        } else if !unkept {
+            self.place.shared.said_unkept.store(false, Ordering::Relaxed);
         }
     }
 

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use switchback_control::{Class, Event, Name, Reason, Step};
+use switchback_control::{Event, Name, Reason, Step};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -66,7 +66,6 @@ pub struct Counts {
 pub async fn dial(shared: &Shared, voice: &Voice, interface: Name, server: &Server) -> Result<Dialled, Ended> {
     let details = shared.uplinks.details(interface);
     let through = shared.uplinks.ip_interface(interface);
-    let class = details.as_ref().map_or(Class::Ethernet, |details| details.class);
     let name_servers = details.map(|details| details.name_servers).unwrap_or_default();
 
     voice.report(Event::DialProgressed { attempt: voice.attempt, step: Step::Resolving }).await;
@@ -76,9 +75,7 @@ pub async fn dial(shared: &Shared, voice: &Voice, interface: Name, server: &Serv
     }
 
     voice.report(Event::DialProgressed { attempt: voice.attempt, step: Step::Connecting }).await;
-    // A modem may be configured by its control port or by the interface its packets take.
-    let by_port = shared.config.named.iter().any(|(name, _)| *name == interface);
-    let options = &shared.config.uplink(if by_port { interface } else { through }, class).socket;
+    let options = &shared.uplink(interface).socket;
     let tries = addresses.into_iter().map(|address| {
         let (to, options) = (SocketAddr::new(address, server.port), options.clone());
         async move { socket::connect(to, through, &options).await.map(|stream| (stream, to)) }

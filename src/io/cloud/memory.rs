@@ -11,10 +11,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use switchback_control::{Seq, Version};
 
+use super::exchange::{Exchanges, Received, Step};
 use super::speech::Limits;
+use crate::corridor::Pledge;
 
-/// The last identifier for applications' messages; those above are our own, so that the two never meet.
-const LAST: u16 = 64_999;
+/// The last identifier for applications' messages of QoS 1. Above stand those of QoS 2 (`corridor::PLEDGED`) and our own,
+/// so that no two kinds ever meet.
+const LAST: u16 = 64_000;
 
 /// The identifiers of our own packets on one connection: more than are ever open at once.
 pub const OWN: std::ops::RangeInclusive<u16> = 65_000..=65_535;
@@ -27,17 +30,19 @@ const HANG_UPS_MAX: u8 = 2;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Generation(u64);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Memory(Mutex<Inner>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
     generation: Generation,
     last: u16,
     ids: BTreeMap<Seq, u16>,
     seqs: HashMap<u16, Seq>,
+    /// Messages of quality 2.
+    exchanges: Exchanges,
     /// Identifiers of messages of quality 2 that were taken and not yet released.
-    received: HashSet<u16>,
+    taken: HashSet<u16>,
     subscribed: bool,
     servers: Vec<Known>,
 }
@@ -53,20 +58,32 @@ struct Known {
 }
 
 impl Memory {
+    /// Goes on with the exchanges that were open at the last stop.
+    pub fn new(pledges: &[Pledge]) -> Memory {
+        Memory(Mutex::new(Inner {
+            generation: Generation::default(),
+            last: 0,
+            ids: BTreeMap::new(),
+            seqs: HashMap::new(),
+            exchanges: Exchanges::restore(pledges),
+            taken: HashSet::new(),
+            subscribed: false,
+            servers: Vec::new(),
+        }))
+    }
+
     /// A CONNACK came; `present` as it said, `early` what was sent before it on its connection.
     pub fn begin(&self, present: bool, early: &[Seq]) -> Generation {
         let mut inner = self.lock();
         if !present {
             let ids: BTreeMap<Seq, u16> =
                 early.iter().filter_map(|seq| inner.ids.get(seq).map(|id| (*seq, *id))).collect();
-            *inner = Inner {
-                generation: Generation(inner.generation.0 + 1),
-                last: inner.last,
-                seqs: ids.iter().map(|(seq, id)| (*id, *seq)).collect(),
-                ids,
-                servers: std::mem::take(&mut inner.servers),
-                ..Inner::default()
-            };
+            inner.generation = Generation(inner.generation.0 + 1);
+            inner.seqs = ids.iter().map(|(seq, id)| (*id, *seq)).collect();
+            inner.ids = ids;
+            inner.exchanges.forget();
+            inner.taken.clear();
+            inner.subscribed = false;
         }
         inner.generation
     }
@@ -144,18 +161,62 @@ impl Memory {
         }
     }
 
+    /// The exchange of this message of quality 2.
+    pub fn exchange(&self, seq: Seq) -> Option<(u16, Step)> {
+        self.lock().exchanges.of(seq)
+    }
+
+    /// All of them.
+    pub fn exchanges(&self) -> Vec<(u16, Seq, Step)> {
+        self.lock().exchanges.open().collect()
+    }
+
+    pub fn is_open(&self, id: u16) -> bool {
+        self.lock().exchanges.open().any(|(other, ..)| other == id)
+    }
+
+    /// Begins one; `None` while no identifier is free.
+    pub fn begin_exchange(&self, seq: Seq) -> Option<u16> {
+        self.lock().exchanges.begin(seq)
+    }
+
+    /// PUBREC came on a connection of `generation`, or the exchange is to end as if it had.
+    pub fn received(&self, generation: Generation, id: u16) -> Received {
+        self.of(generation).map_or(Received::Unknown, |mut inner| inner.exchanges.received(id))
+    }
+
+    /// It is durable that the server has this one, or it never will be.
+    pub fn release(&self, pledge: Pledge) {
+        self.lock().exchanges.released(pledge);
+    }
+
+    /// PUBCOMP came; `None` where it means nothing.
+    pub fn completed(&self, generation: Generation, id: u16) -> Option<Seq> {
+        self.of(generation)?.exchanges.completed(id)
+    }
+
+    /// A PUBREC refused the message, or it is not sent under this identifier after all.
+    pub fn refused(&self, generation: Generation, id: u16) -> Option<Seq> {
+        self.of(generation)?.exchanges.refused(id)
+    }
+
+    /// PUBCOMP came not long ago.
+    pub fn is_completed(&self, seq: Seq) -> bool {
+        self.lock().exchanges.is_done(seq)
+    }
+
     /// A message of quality 2 was taken: its repetition is none.
     pub fn taken(&self, id: u16) {
-        self.lock().received.insert(id);
+        self.lock().taken.insert(id);
     }
 
     pub fn was_taken(&self, id: u16) -> bool {
-        self.lock().received.contains(&id)
+        self.lock().taken.contains(&id)
     }
 
     /// The server will not repeat it any more.
     pub fn released(&self, id: u16) {
-        self.lock().received.remove(&id);
+        self.lock().taken.remove(&id);
     }
 
     /// Whether the server's session is known to hold all our subscriptions.
@@ -169,6 +230,10 @@ impl Memory {
         if inner.generation == generation {
             inner.subscribed = true;
         }
+    }
+
+    fn of(&self, generation: Generation) -> Option<MutexGuard<'_, Inner>> {
+        Some(self.lock()).filter(|inner| inner.generation == generation)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -189,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_message_keeps_its_identifier_until_it_is_acknowledged() {
-        let memory = Memory::default();
+        let memory = Memory::new(&[]);
         let generation = memory.begin(true, &[]);
         assert_eq!(memory.number(Seq(7)), (1, false));
         assert_eq!(memory.number(Seq(8)), (2, false));
@@ -201,7 +266,7 @@ mod tests {
 
     #[test]
     fn after_the_server_forgot_old_acknowledgements_count_no_more() {
-        let memory = Memory::default();
+        let memory = Memory::new(&[]);
         let before = memory.begin(true, &[]);
         let (id, _) = memory.number(Seq(1));
         memory.subscribed(before);
@@ -218,7 +283,7 @@ mod tests {
 
     #[test]
     fn what_was_sent_before_the_server_said_that_it_forgot_keeps_its_identifier() {
-        let memory = Memory::default();
+        let memory = Memory::new(&[]);
         memory.begin(true, &[]);
         let [(early, _), (late, _)] = [Seq(1), Seq(2)].map(|seq| memory.number(seq));
         let generation = memory.begin(false, &[Seq(1)]);
@@ -229,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_server_that_hangs_up_on_early_messages_twice_gets_no_more_of_them() {
-        let memory = Memory::default();
+        let memory = Memory::new(&[]);
         let knows = |version| memory.limits(0, version).is_some();
         assert!(!knows(Version::V5));
         memory.allowed(0, Version::V5, Limits::default(), false);
@@ -251,7 +316,7 @@ mod tests {
 
     #[test]
     fn identifiers_go_round_without_meeting_open_ones_or_our_own() {
-        let memory = Memory::default();
+        let memory = Memory::new(&[]);
         let generation = memory.begin(true, &[]);
         let (kept, _) = memory.number(Seq(0));
         for seq in 1..200_000 {
@@ -263,7 +328,7 @@ mod tests {
 
     #[test]
     fn more_open_messages_than_identifiers_do_not_hang() {
-        let memory = Memory::default();
+        let memory = Memory::new(&[]);
         memory.begin(true, &[]);
         for seq in 0..u64::from(LAST) + 10 {
             memory.number(Seq(seq));

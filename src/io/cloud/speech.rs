@@ -19,16 +19,43 @@ use crate::topics;
 /// as large as a packet, and all wait in memory while applications are slow.
 pub const RECEIVE_MAX: u16 = 16;
 
+/// Characters of a server's reason that are kept.
+const REASON_MAX: usize = 200;
+
 /// What a server may say to a client.
 #[derive(Debug)]
 pub enum Heard {
-    Connected { present: bool, code: u8, limits: Limits },
+    Connected {
+        present: bool,
+        code: u8,
+        limits: Limits,
+    },
     Publish(Publish),
-    Acked { id: u16, code: u8 },
-    Release { id: u16 },
-    Subscribed { id: u16, codes: Vec<u8> },
+    /// PUBACK; `refused` says why, where the server does not take the message.
+    Acked {
+        id: u16,
+        refused: Option<String>,
+    },
+    /// PUBREC, likewise.
+    Received {
+        id: u16,
+        refused: Option<String>,
+    },
+    /// PUBCOMP, with whatever code: the exchange is over.
+    Completed {
+        id: u16,
+    },
+    Release {
+        id: u16,
+    },
+    Subscribed {
+        id: u16,
+        codes: Vec<u8>,
+    },
     Pong,
-    Disconnected { code: u8 },
+    Disconnected {
+        code: u8,
+    },
 }
 
 /// What the server allows, from its CONNACK.
@@ -85,8 +112,12 @@ pub fn understand(packet: MqttPacket) -> Result<Heard, Malformed> {
         MqttPacket::ConnAck3(p) => {
             Heard::Connected { present: p.session_present, code: p.return_code, limits: Limits::default() }
         }
-        MqttPacket::PubAck5(p) => Heard::Acked { id: p.packet_id, code: p.reason_code },
-        MqttPacket::PubAck3(p) => Heard::Acked { id: p.message_id, code: 0 },
+        MqttPacket::PubAck5(p) => Heard::Acked { id: p.packet_id, refused: rejection(p.reason_code, &p.properties) },
+        MqttPacket::PubAck3(p) => Heard::Acked { id: p.message_id, refused: None },
+        MqttPacket::PubRec5(p) => Heard::Received { id: p.packet_id, refused: rejection(p.reason_code, &p.properties) },
+        MqttPacket::PubRec3(p) => Heard::Received { id: p.message_id, refused: None },
+        MqttPacket::PubComp5(p) => Heard::Completed { id: p.packet_id },
+        MqttPacket::PubComp3(p) => Heard::Completed { id: p.message_id },
         MqttPacket::PubRel5(p) => Heard::Release { id: p.packet_id },
         MqttPacket::PubRel3(p) => Heard::Release { id: p.message_id },
         MqttPacket::SubAck5(p) => Heard::Subscribed { id: p.packet_id, codes: p.reason_codes },
@@ -191,6 +222,42 @@ pub fn complete(id: u16) -> [u8; 4] {
     [0x70, 2, high, low]
 }
 
+/// PUBREL, the same in both versions.
+pub fn release(id: u16) -> [u8; 4] {
+    let [high, low] = id.to_be_bytes();
+    [0x62, 2, high, low]
+}
+
+/// PUBREL for a number that we know nothing of, so that the server can forget it too (MQTT 5.0 section 3.6.2.1).
+pub fn release_unknown(version: Version, id: u16) -> Vec<u8> {
+    let [high, low] = id.to_be_bytes();
+    match version {
+        Version::V5 => vec![0x62, 3, high, low, 0x92],
+        Version::V311 => release(id).into(),
+    }
+}
+
+/// Why a server does not take a message, in words (MQTT 5.0 sections 3.4.2.1 and 3.5.2.1); `None` where it does.
+fn rejection(code: u8, properties: &[Property]) -> Option<String> {
+    if code < 0x80 {
+        return None;
+    }
+    let word = match code {
+        0x83 => "implementation specific error",
+        0x87 => "not authorized",
+        0x90 => "topic name invalid",
+        0x91 => "packet identifier in use",
+        0x97 => "quota exceeded",
+        0x99 => "payload format invalid",
+        _ => "unspecified error",
+    };
+    let text = properties.iter().find_map(|property| match property {
+        Property::ReasonString(text) => Some(text.chars().filter(|c| !c.is_control()).take(REASON_MAX).collect()),
+        _ => None,
+    });
+    Some(text.map_or_else(|| format!("{word} ({code:#04x})"), |text: String| format!("{word} ({code:#04x}): {text}")))
+}
+
 /// PINGREQ, the same in both versions.
 pub const PING: [u8; 2] = [0xc0, 0];
 
@@ -271,6 +338,9 @@ mod tests {
             assert!(matches!(parse(&taken(1, 513), version).unwrap(), MqttPacket::PubAck5(_) | MqttPacket::PubAck3(_)));
             assert!(matches!(parse(&taken(2, 1), version).unwrap(), MqttPacket::PubRec5(_) | MqttPacket::PubRec3(_)));
             assert!(matches!(parse(&complete(1), version).unwrap(), MqttPacket::PubComp5(_) | MqttPacket::PubComp3(_)));
+            assert!(matches!(parse(&release(1), version).unwrap(), MqttPacket::PubRel5(_) | MqttPacket::PubRel3(_)));
+            let unknown = parse(&release_unknown(version, 1), version).unwrap();
+            assert!(matches!(unknown, MqttPacket::PubRel5(_) | MqttPacket::PubRel3(_)));
             assert!(matches!(parse(&PING, version).unwrap(), MqttPacket::PingReq5(_) | MqttPacket::PingReq3(_)));
             assert!(matches!(
                 parse(&FAREWELL, version).unwrap(),
@@ -296,6 +366,15 @@ mod tests {
         assert!(heard(publish("", Some(1))).is_err());
         assert!(heard(publish("a/#", Some(1))).is_err());
         assert!(understand(parse(&PING, Version::V5).unwrap()).is_err());
+    }
+
+    #[test]
+    fn a_rejection_is_told_in_words_and_in_the_servers_own() {
+        assert_eq!(rejection(0x10, &[]), None);
+        assert_eq!(rejection(0x97, &[]).unwrap(), "quota exceeded (0x97)");
+        let said = [Property::ReasonString("come\nback".to_owned() + &"!".repeat(500))];
+        let words = rejection(0x87, &said).unwrap();
+        assert!(words.starts_with("not authorized (0x87): comeback!!") && words.len() < 240, "{words}");
     }
 
     #[test]

@@ -2,13 +2,15 @@
 //!
 //! Waits for the loop to take events, and for nothing else: whatever must be said in return is left on the desk.
 
-use switchback_control::{Event, Reason, Version};
+use switchback_control::{Event, Reason, Seq, Version};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{Asked, Connection, Desk, Open, Owed, Place, own_message};
+use crate::corridor::Pledge;
 use crate::io::cloud::dial::{Ended, ended};
 use crate::io::cloud::documents;
-use crate::io::cloud::memory::OWN;
+use crate::io::cloud::exchange::{Received, Step};
+use crate::io::cloud::memory::{Generation, OWN};
 use crate::io::cloud::speech::{self, Heard, Limits};
 use crate::io::packet::{self, PACKET_MAX, Publish};
 use crate::topics;
@@ -71,7 +73,9 @@ impl Connection<'_> {
                     self.place.shared.costs.ping(self.place.facts.interface);
                     self.tell(Event::Ponged { attempt: self.place.voice.attempt }).await;
                 }
-                Heard::Acked { id, code } => self.acked(id, code).await,
+                Heard::Acked { id, refused } => self.acked(id, refused).await,
+                Heard::Received { id, refused } => self.received(id, refused).await?,
+                Heard::Completed { id } => self.completed(id).await,
                 Heard::Subscribed { id, codes } => self.subscribed(id, &codes).await,
                 Heard::Release { id } => {
                     self.place.shared.memory.released(id);
@@ -111,18 +115,39 @@ impl Connection<'_> {
         if !limits.retain {
             log::warn!("the server retains nothing: messages go without that mark");
         }
+        if !present {
+            shared.bodies.redeem_all();
+        }
         {
             let mut desk = self.desk();
             let generation = shared.memory.begin(present, &desk.early);
             shared.memory.allowed(facts.server, self.version, limits.clone(), !desk.early.is_empty());
             desk.limits = Some(limits);
             desk.open = Some(Open { generation, keep_alive });
+            self.resume(&mut desk);
             // Ours go first: they stand in the queue before the heart knows that it may send.
             self.greet(&mut desk);
         }
         self.tell(Event::Connected { attempt: voice.attempt, present, window, keep_alive }).await;
         self.wake.notify_one();
         self.settle().await;
+    }
+
+    /// Exchanges of QoS 2 that the server's session may know: what it has received is released now, the rest is sent again
+    /// when it is ordered. Each keeps its place in the window.
+    fn resume(&self, desk: &mut Desk) {
+        for (id, seq, step) in self.place.shared.memory.exchanges() {
+            match step {
+                Step::Published => {
+                    desk.resumed.insert(seq, id);
+                    continue;
+                }
+                // The disk may not know yet, as the connection ended then.
+                Step::Received => drop(self.releases.send(Pledge { seq, id, received: true })),
+                Step::Released => desk.control.extend(speech::release(id)),
+            }
+            desk.fly_exact(seq, id);
+        }
     }
 
     /// Subscriptions where the server does not have them, status and hello.
@@ -161,17 +186,14 @@ impl Connection<'_> {
         }
     }
 
-    async fn acked(&self, id: u16, code: u8) {
+    async fn acked(&self, id: u16, refused: Option<String>) {
         let Place { shared, voice, .. } = self.place;
-        let failed = code >= 0x80;
         if OWN.contains(&id) {
             let asked = self.desk().awaited.remove(&id);
             if let Some(Asked::Publish(topic)) = asked {
                 self.give_back();
-                if failed {
-                    log::warn!(
-                        "the server refused our message to {topic} (code {code:#04x}): allow it, or set cloud.base = \"\""
-                    );
+                if let Some(why) = refused {
+                    log::warn!("the server refused our message to {topic}: {why}; allow it, or set cloud.base = \"\"");
                 }
             }
             return self.settle().await;
@@ -180,26 +202,76 @@ impl Connection<'_> {
             // Nobody is told, so it will be sent again, and should then carry its number and the mark.
             return;
         }
-        let generation = self.desk().open.as_ref().map(|open| open.generation);
+        let generation = self.generation();
         let Some(seq) = generation.and_then(|generation| shared.memory.acknowledged(generation, id)) else { return };
         self.give_back();
-        let attempt = voice.attempt;
-        if failed {
-            if std::mem::replace(&mut self.desk().rejected, code) != code {
-                log::warn!("the server rejects message {} (code {code:#04x})", seq.0);
-            }
-            self.tell(Event::Rejected { attempt, seq }).await;
-        } else {
-            self.tell(Event::Acked { attempt, seq }).await;
+        match refused {
+            Some(why) => self.rejected(seq, why).await,
+            None => self.tell(Event::Acked { attempt: voice.attempt, seq }).await,
         }
     }
 
-    /// One more may be sent.
-    fn give_back(&self) {
-        {
-            let mut desk = self.desk();
-            desk.in_flight = desk.in_flight.saturating_sub(1);
+    /// PUBREC. An unknown one is answered as well, so that the server can come to an end with it.
+    async fn received(&self, id: u16, refused: Option<String>) -> Result<(), Ended> {
+        let Place { shared, voice, .. } = self.place;
+        let Some(generation) = self.generation().filter(|_| !voice.is_silent()) else { return Ok(()) };
+        if let Some(why) = refused {
+            if let Some(seq) = shared.memory.refused(generation, id) {
+                shared.bodies.redeem(id);
+                self.land(id);
+                self.rejected(seq, why).await;
+            }
+            return Ok(());
         }
+        match shared.memory.received(generation, id) {
+            Received::First(pledge) => drop(self.releases.send(pledge)),
+            Received::Pending => {}
+            Received::Again => self.say(&speech::release(id))?,
+            Received::Unknown => self.say(&speech::release_unknown(self.version, id))?,
+        }
+        Ok(())
+    }
+
+    /// PUBCOMP.
+    async fn completed(&self, id: u16) {
+        let Place { shared, voice, .. } = self.place;
+        // As with PUBACK: told to nobody, it would be sent again as new.
+        let Some(generation) = self.generation().filter(|_| !voice.is_silent()) else { return };
+        let completed = shared.memory.completed(generation, id);
+        if !shared.memory.is_open(id) {
+            // Perhaps by what came on the connection before.
+            self.land(id);
+        }
+        if let Some(seq) = completed {
+            shared.bodies.redeem(id);
+            self.tell(Event::Completed { attempt: voice.attempt, seq }).await;
+        }
+    }
+
+    /// An exchange is over on this connection.
+    fn land(&self, id: u16) {
+        if self.desk().exact.remove(&id) {
+            self.give_back();
+        }
+    }
+
+    async fn rejected(&self, seq: Seq, why: String) {
+        let Place { shared, voice, .. } = self.place;
+        if self.desk().rejected != why {
+            log::warn!("the server rejects message {seq}: {why}");
+            self.desk().rejected.clone_from(&why);
+        }
+        shared.bodies.rejected(seq, why);
+        self.tell(Event::Rejected { attempt: voice.attempt, seq }).await;
+    }
+
+    pub(super) fn generation(&self) -> Option<Generation> {
+        self.desk().open.as_ref().map(|open| open.generation)
+    }
+
+    /// One more may be sent.
+    pub(super) fn give_back(&self) {
+        self.desk().give_back();
         self.wake.notify_one();
     }
 
