@@ -132,7 +132,15 @@ async fn serve(mut config: Config, places: &Places) -> io::Result<()> {
         links: rtnetlink::start(config.clone(), uplinks.clone(), events.clone())
             .inspect_err(|e| log::warn!("no kernel link events ({e}); relying on NetworkManager alone"))
             .ok(),
-        cloud: Cloud::start(config.clone(), uplinks.clone(), corridor.clone(), downlinks, events, greet, &[]),
+        cloud: Cloud::start(
+            config.clone(),
+            uplinks.clone(),
+            corridor.clone(),
+            downlinks,
+            events,
+            greet,
+            &opened.pledges,
+        ),
         corridor,
         saved: saved.clone(),
     };

@@ -127,7 +127,9 @@ fn check(heard: &Heard, version: Version) -> Shape {
             let _ = speech::disconnected(*code);
             mixed((3, code))
         }
-        Heard::Acked { code, .. } => mixed((4, code)),
+        Heard::Acked { refused, .. } => mixed((4, refused.is_some())),
+        Heard::Received { refused, .. } => mixed((7, refused.is_some())),
+        Heard::Completed { .. } => 8,
         Heard::Subscribed { codes, .. } => mixed((5, codes.iter().take(2).collect::<Vec<_>>())),
         Heard::Release { .. } | Heard::Pong => 6,
     }

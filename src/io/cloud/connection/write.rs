@@ -294,7 +294,8 @@ impl Connection<'_> {
             }
             Err(Unsent::Expired) => {
                 shared.memory.forget(seq);
-                self.tell(Event::Expired { from: seq, through: seq }).await;
+                let attempt = Some(self.place.voice.attempt);
+                self.tell(Event::Expired { attempt, from: seq, through: seq }).await;
             }
             Err(Unsent::NoIdentifier) => {
                 self.desk().queue.put_back(order);
