@@ -188,7 +188,7 @@ impl Bridge {
             tokio::select! {
                 done = &mut done => return Some(done),
                 _ = &mut *stopped => return None,
-                () = self.line.drive() => {}
+                _ = self.line.next() => {}
                 Some(downlink) = self.downlinks.recv(), if self.down.has_room() => self.down.push(downlink),
             }
             self.show(false);

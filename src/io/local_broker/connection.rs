@@ -113,7 +113,7 @@ impl Bridge {
                     Ok(count) => drop(talk.out.drain(..count)),
                     Err(error) => return End::Away(error.to_string()),
                 },
-                answer = self.line.next() => talk.out.extend(answer),
+                answer = self.line.next() => talk.out.extend(answer.into_iter().flatten()),
                 Some(downlink) = self.downlinks.recv(), if talk.open && self.down.has_room() => self.down.push(downlink),
                 () = sleep_until(talk.ping.min(talk.due.unwrap_or(talk.ping))) => {
                     let now = Instant::now();

@@ -16,7 +16,7 @@ use crate::io::packet::{Publish, properties_from_bytes};
 use crate::topics;
 
 /// The user property of what we retained at the broker for the cloud, so that it never goes up.
-pub const FROM_CLOUD: &str = "sb-from-cloud";
+const FROM_CLOUD: &str = "sb-from-cloud";
 
 /// On their way to the broker at once: as many as the cloud may have open towards us.
 const OPEN_MAX: usize = 16;
@@ -200,4 +200,9 @@ impl Down {
             let _ = item.taken.send(());
         }
     }
+}
+
+/// Whether this tells what we retained for the cloud.
+pub fn is_from_cloud(property: &Property) -> bool {
+    matches!(property, Property::UserProperty(name, _) if name == FROM_CLOUD)
 }

@@ -12,12 +12,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use flowsdk::mqtt_serde::mqttv5::common::properties::Property;
 use switchback_control::Lane;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::down::FROM_CLOUD;
+use super::down::is_from_cloud;
 use super::tally::{Fate, Tally};
 use super::words;
 use crate::config::Config;
@@ -51,6 +50,8 @@ pub struct Line {
     alarm: Pin<Box<Sleep>>,
     received: u64,
     tally: Tally,
+    /// Held and refused, as last told.
+    told: (usize, u64),
 }
 
 type Offering = Pin<Box<dyn Future<Output = Offer> + Send>>;
@@ -88,7 +89,7 @@ enum State {
     Stopped,
 }
 
-#[derive(Clone, Copy)]
+#[derive(PartialEq, Eq)]
 struct Done {
     qos: u8,
     mark: u32,
@@ -108,6 +109,7 @@ impl Line {
             alarm: Box::pin(sleep_until(Instant::now())),
             received: 0,
             tally: Tally::default(),
+            told: (0, 0),
         }
     }
 
@@ -132,15 +134,13 @@ impl Line {
             if publish.dup && self.is_known(id, publish.qos, mark) {
                 return None;
             }
-            match self.done.get(&id).copied() {
-                Some(done) if publish.dup && done.qos == publish.qos && done.mark == mark => {
-                    if done.qos == 1 {
-                        self.done.remove(&id);
-                    }
-                    return Some(words::taken(done.qos, id));
+            if publish.dup && self.done.get(&id) == Some(&Done { qos: publish.qos, mark }) {
+                if publish.qos == 1 {
+                    self.done.remove(&id);
                 }
-                _ => self.forget(id),
+                return Some(words::taken(publish.qos, id));
             }
+            self.forget(id);
         }
         self.received += 1;
         self.push(publish, id, mark);
@@ -174,17 +174,17 @@ impl Line {
         self.tally.given_up()
     }
 
-    /// Goes on while there is no connection. Never ends.
-    pub async fn drive(&mut self) {
-        loop {
-            // Nothing can be answered where nothing is `here`.
-            self.next().await;
-        }
-    }
-
-    /// The next answer for the broker. Waits for ever while there is none. Safe to cancel.
-    pub async fn next(&mut self) -> [u8; 4] {
-        poll_fn(|cx| self.poll_next(cx)).await
+    /// The next answer for the broker, or none when only the counts have changed. Waits while there is neither, for ever if
+    /// need be. Safe to cancel.
+    pub async fn next(&mut self) -> Option<[u8; 4]> {
+        poll_fn(|cx| {
+            if let Poll::Ready(answer) = self.poll_answer(cx) {
+                return Poll::Ready(Some(answer));
+            }
+            let counts = (self.held(), self.refused());
+            if std::mem::replace(&mut self.told, counts) == counts { Poll::Pending } else { Poll::Ready(None) }
+        })
+        .await
     }
 
     fn is_known(&mut self, id: u16, qos: u8, mark: u32) -> bool {
@@ -241,7 +241,7 @@ impl Line {
         });
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<[u8; 4]> {
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<[u8; 4]> {
         loop {
             self.poll_offering(cx);
             for index in 0..self.entries.len() {
@@ -280,7 +280,7 @@ impl Line {
         }
         // Nobody waits for QoS 0 to be kept: once admitted it is on its way.
         let refused = offer.accepted.try_recv().ok().and_then(Result::err);
-        self.finish(index, refused.map(|refusal| fate(refusal).unwrap_or(Fate::Lost)));
+        self.finish(index, refused.map(|refusal| Fate::of(refusal).unwrap_or(Fate::Lost)));
     }
 
     /// Takes in what has become of one message.
@@ -294,7 +294,7 @@ impl Line {
                 }
                 (Ok(Ok(_)), _) => return self.finish(index, None),
                 (Ok(Err(Refusal::Stopping)) | Err(_), _) => {}
-                (Ok(Err(refusal)), _) => match fate(refusal) {
+                (Ok(Err(refusal)), _) => match Fate::of(refusal) {
                     None => return self.hold(index),
                     fate => return self.finish(index, fate),
                 },
@@ -383,17 +383,4 @@ impl Line {
         entry.state = State::Offering;
         self.offering = Some((entry.serial, Box::pin(async move { corridor.offer_in_order(draft).await })));
     }
-}
-
-/// What a refusal means for good; `None` where it may pass.
-fn fate(refusal: Refusal) -> Option<Fate> {
-    match refusal {
-        Refusal::TooLarge => Some(Fate::TooLarge),
-        Refusal::Dropped => Some(Fate::Dropped),
-        Refusal::Full | Refusal::NotConnected | Refusal::Stopping => None,
-    }
-}
-
-fn is_from_cloud(property: &Property) -> bool {
-    matches!(property, Property::UserProperty(name, _) if name == FROM_CLOUD)
 }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::corridor::Refusal;
+
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// What became of a message that did not simply go up.
@@ -37,6 +39,15 @@ impl Fate {
         Fate::Held,
         Fate::UnknownClass,
     ];
+
+    /// What a refusal means for good; `None` where it may pass.
+    pub fn of(refusal: Refusal) -> Option<Fate> {
+        match refusal {
+            Refusal::TooLarge => Some(Fate::TooLarge),
+            Refusal::Dropped => Some(Fate::Dropped),
+            Refusal::Full | Refusal::NotConnected | Refusal::Stopping => None,
+        }
+    }
 
     fn as_str(self) -> &'static str {
         match self {
