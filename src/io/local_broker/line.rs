@@ -247,7 +247,6 @@ impl Line {
             for index in 0..self.entries.len() {
                 self.poll_entry(index, cx);
             }
-            self.entries.retain(|entry| entry.qos > 0 || !matches!(entry.state, State::Done));
             if let Some(answer) = self.pop_done() {
                 return Poll::Ready(answer);
             }
@@ -326,6 +325,10 @@ impl Line {
         entry.state = State::Done;
         entry.draft = Draft::default();
         self.bytes = self.bytes.saturating_sub(std::mem::take(&mut entry.size));
+        if entry.qos == 0 {
+            // Nobody waits for an answer.
+            self.entries.remove(index);
+        }
     }
 
     /// The next answer in order.
