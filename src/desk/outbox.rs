@@ -22,7 +22,8 @@ impl Desk {
         };
         let corridor = self.corridor.clone();
         tokio::spawn(async move {
-            document.insert("set_aside".into(), set_aside(&corridor).await.into());
+            let set_aside = corridor.set_asides().await;
+            document.insert("set_aside".into(), serde_json::to_value(set_aside).unwrap_or_default());
             answer(reply, Ok(document));
         });
     }
@@ -75,16 +76,13 @@ impl Desk {
     }
 }
 
-/// What the server will never take, with its reasons.
-async fn set_aside(_corridor: &Corridor) -> Vec<Value> {
-    // The store does not tell yet: `Corridor::set_asides` belongs here.
-    Vec::new()
-}
-
-/// Forgets it; how many there were.
+/// Forgets what was set aside; how many there were.
 async fn clear_set_aside(corridor: &Corridor) -> Result<usize, Failure> {
-    // And `Corridor::clear_set_asides` here.
-    Ok(set_aside(corridor).await.len())
+    let count = corridor.set_asides().await.len();
+    match corridor.clear_set_asides().await {
+        true => Ok(count),
+        false => Err(Failure::failed("what was set aside is still there: the disk does not take the change", None)),
+    }
 }
 
 /// `outbox drop rejected`.
