@@ -55,24 +55,20 @@ impl Desk {
     }
 
     pub(super) fn reset(&mut self, reply: Asker, what: Reset, control: &Control) -> Vec<Event> {
-        let before = control.status().delivery.dropped;
-        let forget_list = || Event::Asked(Command::SetList { list: Vec::new() });
-        let drop = |request| Event::Asked(Command::Drop { request, lane: None });
-        match what {
-            Reset::Failover => {
-                self.list = Some(ListAsker::Show(reply));
-                vec![forget_list()]
-            }
-            Reset::Outbox => {
-                let reply = and_forget_set_aside(&self.corridor, reply);
-                let Some(request) = self.wait(Waiting::Dropped(reply, "reset", before)) else { return Vec::new() };
-                vec![drop(request)]
-            }
-            Reset::All => {
-                self.list = Some(ListAsker::Reset(and_forget_set_aside(&self.corridor, reply), before));
-                vec![drop(UNHEARD), forget_list()]
-            }
+        let forget_list = Event::Asked(Command::SetList { list: Vec::new() });
+        if what == Reset::Failover {
+            self.list = Some(ListAsker::Show(reply));
+            return vec![forget_list];
         }
+        let waiting =
+            Waiting::Dropped(and_forget_set_aside(&self.corridor, reply), "reset", control.status().delivery.dropped);
+        let Some(request) = self.wait(waiting) else { return Vec::new() };
+        let drop = Event::Asked(Command::Drop { request, lane: None });
+        if what == Reset::Outbox {
+            return vec![drop];
+        }
+        self.list = Some(ListAsker::Reset(request));
+        vec![forget_list, drop]
     }
 }
 
@@ -94,14 +90,19 @@ fn forget_set_aside(corridor: &Corridor, reply: Asker) {
     });
 }
 
-/// One who forgets what was set aside before the answer goes on.
+/// One who forgets what was set aside as well, once the rest is done.
 fn and_forget_set_aside(corridor: &Corridor, reply: Asker) -> Asker {
     let (asker, heard) = oneshot::channel();
     let corridor = corridor.clone();
     tokio::spawn(async move {
-        let cleared = clear_set_aside(&corridor).await;
         let heard: Reply = heard.await.unwrap_or_else(|_| Err(stopping()));
-        answer(reply, cleared.and(heard));
+        answer(
+            reply,
+            match heard {
+                Ok(document) => clear_set_aside(&corridor).await.map(|_| document),
+                Err(failure) => Err(failure),
+            },
+        );
     });
     asker
 }
