@@ -48,11 +48,12 @@ enum Waiting {
     Dropped(Asker, &'static str, u64),
 }
 
-/// Who wants the list as it is after this turn.
+/// Who waits for a list to be stored in this turn.
 enum ListAsker {
+    /// Wants the list as it is then.
     Show(Asker),
-    /// `reset all`: wants to know what was forgotten; as many messages had been dropped before.
-    Reset(Asker, u64),
+    /// `reset all`, which goes on; it ends here when the list could not be stored.
+    Reset(Request),
 }
 
 /// The desk.
@@ -166,7 +167,11 @@ impl Desk {
             Verb::Publish { topic, payload, class, qos, retain, wait, timeout } => {
                 let draft = self.draft(topic, payload, class, retain).map(|(draft, await_cloud)| {
                     let qos = qos.unwrap_or(draft.qos);
-                    (Draft { qos, ..draft }, if await_cloud { wait.max(PublishStage::Acked) } else { wait })
+                    let wait = match wait {
+                        PublishStage::Stored if await_cloud => PublishStage::Acked,
+                        wait => wait,
+                    };
+                    (Draft { qos, ..draft }, wait)
                 });
                 match draft {
                     Ok((draft, wait)) => publish(&self.corridor, reply, draft, wait, timeout),
@@ -197,13 +202,18 @@ impl Desk {
     pub fn after_turn(&mut self, control: &Control) {
         let unsaved = self.unsaved.take();
         if let Some(asker) = self.list.take() {
-            let status = control.status();
-            let (asker, document) = match asker {
-                ListAsker::Show(asker) => (asker, failover_document(&status)),
-                ListAsker::Reset(asker, before) => (asker, dropped("reset", before, &status)),
-            };
-            let failed = |why| Failure::failed(format!("the list holds until the next start only: {why}"), None);
-            answer(asker, unsaved.map_or(Ok(document), |why| Err(failed(why))));
+            let failed =
+                unsaved.map(|why| Failure::failed(format!("the list holds until the next start only: {why}"), None));
+            match (asker, failed) {
+                (ListAsker::Show(asker), None) => answer(asker, Ok(failover_document(&control.status()))),
+                (ListAsker::Show(asker), Some(failed)) => answer(asker, Err(failed)),
+                (ListAsker::Reset(request), Some(failed)) => {
+                    if let Some(waiting) = self.waiting.remove(&request) {
+                        answer(waiting.into_asker(), Err(failed));
+                    }
+                }
+                (ListAsker::Reset(_), None) => {}
+            }
         }
         if let Some(begun) = self.begun.take().and_then(|request| self.waiting.remove(&request)) {
             answer(begun.into_asker(), Ok(result_document("connecting", None)));

@@ -135,14 +135,11 @@ impl Picture {
         lanes
     }
 
-    /// Bytes of a lane on disk, and when the oldest message there was accepted. The store keeps one figure for all as
-    /// yet, which is shown with the first lane.
+    /// Bytes of a lane on disk, and when the oldest message there was accepted.
     fn stored(&self, lane: usize) -> (u64, Option<u64>) {
-        if lane > 0 {
-            return (0, None);
-        }
-        let oldest = self.figures.oldest_accepted.load(Ordering::Relaxed);
-        (self.figures.bytes.load(Ordering::Relaxed), Some(oldest).filter(|at| *at != 0))
+        let Some(figures) = self.figures.lanes.get(lane) else { return (0, None) };
+        let oldest = figures.oldest_accepted.load(Ordering::Relaxed);
+        (figures.bytes.load(Ordering::Relaxed), Some(oldest).filter(|at| *at != 0))
     }
 
     fn live(&self, status: &Status, hands: &Hands) -> Live {

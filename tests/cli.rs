@@ -486,8 +486,21 @@ fn config_check_tells_warnings_and_worst_cases() {
     let out: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(out["worst_cases"][0]["silence_detected_ms"], 35_000);
     assert_eq!(out["warnings"][0]["key"], "cloud.base");
+    assert_eq!((&out["longest_wait_ms"], &out["queues"][2]["class"]), (&json!(1000), &json!("bulk")));
+    assert_eq!((&out["queues"][3]["directory"], &out["queues"][3]["memory"]), (&Value::Null, &json!(true)));
     assert_eq!(out["costs"][2]["standby"], "up");
     assert_eq!(out["costs"][2]["warm"]["bytes_month"], 129_600_000);
+}
+
+#[test]
+fn config_check_tells_how_long_batch_makes_an_application_wait() {
+    let text = "[cloud]\nservers = [\"mqtts://b\"]\nclient_id = \"gw\"\n[outbox]\ndurability = \"batch\"\ncommit_interval = \"10s\"\n";
+    let (_dir, path) = file(text);
+    let (_, out, _) = alone(&["config", "check", &path]);
+    let wait =
+        "an acknowledgement may take 11s and one sync: outbox.late, and commit_interval = \"10s\" (durability batch)\n";
+    assert!(out.contains(wait), "{out}");
+    assert!(alone(&["config", "show", &path]).1.contains(wait), "{out}");
 }
 
 #[test]

@@ -195,7 +195,7 @@ impl Lanes {
         let silent = || self.classes.iter().filter(on_disk).filter(|asked| asked.size.is_none());
         let shares: u64 = silent().map(|asked| asked.share).sum();
         let rest = outbox.saturating_sub(said);
-        if said > outbox || (shares > 0 && rest < DISK_LEAST * 2 * shares) {
+        if said > outbox || (shares > 0 && rest < DISK_LEAST * shares) {
             let names: Vec<&str> = silent().map(|asked| asked.class.name.as_str()).collect();
             let others = match names.as_slice() {
                 [] => String::new(),

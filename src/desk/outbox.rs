@@ -22,7 +22,8 @@ impl Desk {
         };
         let corridor = self.corridor.clone();
         tokio::spawn(async move {
-            document.insert("set_aside".into(), set_aside(&corridor).await.into());
+            let set_aside = corridor.set_asides().await;
+            document.insert("set_aside".into(), serde_json::to_value(set_aside).unwrap_or_default());
             answer(reply, Ok(document));
         });
     }
@@ -54,37 +55,30 @@ impl Desk {
     }
 
     pub(super) fn reset(&mut self, reply: Asker, what: Reset, control: &Control) -> Vec<Event> {
-        let before = control.status().delivery.dropped;
-        let forget_list = || Event::Asked(Command::SetList { list: Vec::new() });
-        let drop = |request| Event::Asked(Command::Drop { request, lane: None });
-        match what {
-            Reset::Failover => {
-                self.list = Some(ListAsker::Show(reply));
-                vec![forget_list()]
-            }
-            Reset::Outbox => {
-                let reply = and_forget_set_aside(&self.corridor, reply);
-                let Some(request) = self.wait(Waiting::Dropped(reply, "reset", before)) else { return Vec::new() };
-                vec![drop(request)]
-            }
-            Reset::All => {
-                self.list = Some(ListAsker::Reset(and_forget_set_aside(&self.corridor, reply), before));
-                vec![drop(UNHEARD), forget_list()]
-            }
+        let forget_list = Event::Asked(Command::SetList { list: Vec::new() });
+        if what == Reset::Failover {
+            self.list = Some(ListAsker::Show(reply));
+            return vec![forget_list];
         }
+        let waiting =
+            Waiting::Dropped(and_forget_set_aside(&self.corridor, reply), "reset", control.status().delivery.dropped);
+        let Some(request) = self.wait(waiting) else { return Vec::new() };
+        let drop = Event::Asked(Command::Drop { request, lane: None });
+        if what == Reset::Outbox {
+            return vec![drop];
+        }
+        self.list = Some(ListAsker::Reset(request));
+        vec![forget_list, drop]
     }
 }
 
-/// What the server will never take, with its reasons.
-async fn set_aside(_corridor: &Corridor) -> Vec<Value> {
-    // The store does not tell yet: `Corridor::set_asides` belongs here.
-    Vec::new()
-}
-
-/// Forgets it; how many there were.
+/// Forgets what was set aside; how many there were.
 async fn clear_set_aside(corridor: &Corridor) -> Result<usize, Failure> {
-    // And `Corridor::clear_set_asides` here.
-    Ok(set_aside(corridor).await.len())
+    let count = corridor.set_asides().await.len();
+    match corridor.clear_set_asides().await {
+        true => Ok(count),
+        false => Err(Failure::failed("what was set aside is still there: the disk does not take the change", None)),
+    }
 }
 
 /// `outbox drop rejected`.
@@ -96,14 +90,19 @@ fn forget_set_aside(corridor: &Corridor, reply: Asker) {
     });
 }
 
-/// One who forgets what was set aside before the answer goes on.
+/// One who forgets what was set aside as well, once the rest is done.
 fn and_forget_set_aside(corridor: &Corridor, reply: Asker) -> Asker {
     let (asker, heard) = oneshot::channel();
     let corridor = corridor.clone();
     tokio::spawn(async move {
-        let cleared = clear_set_aside(&corridor).await;
         let heard: Reply = heard.await.unwrap_or_else(|_| Err(stopping()));
-        answer(reply, cleared.and(heard));
+        answer(
+            reply,
+            match heard {
+                Ok(document) => clear_set_aside(&corridor).await.map(|_| document),
+                Err(failure) => Err(failure),
+            },
+        );
     });
     asker
 }
