@@ -310,10 +310,8 @@ impl Delivery {
     /// When a message is next late, or waits in vain.
     pub fn deadline(&self) -> Option<Instant> {
         let next = |queue: &Queue| {
-            if self.is_stuck(queue) {
-                return queue.unkept_since().map(|at| at + KEPT_LIMIT);
-            }
-            queue.fresh_since().filter(|_| self.keeps(queue) && !self.is_away(queue)).map(|at| self.patience.ends(at))
+            let fresh = queue.fresh_since().filter(|_| self.keeps(queue) && !self.is_away(queue));
+            self.in_vain_from(queue).or(fresh.map(|at| self.patience.ends(at)))
         };
         self.queues.iter().filter_map(next).min()
     }
@@ -369,6 +367,12 @@ impl Delivery {
     fn is_stuck(&self, queue: &Queue) -> bool {
         let full = queue.full.is_some() && queue.rules.overflow != Overflow::DropOldest;
         self.is_away(queue) && (full || !self.keeps(queue))
+    }
+
+    /// When what waits for "kept" in such a lane has waited long enough; what is in flight the cloud may still keep.
+    fn in_vain_from(&self, queue: &Queue) -> Option<Instant> {
+        let stuck = self.is_stuck(queue) && queue.in_flight() == 0;
+        queue.unkept_since().filter(|_| stuck).map(|at| at + KEPT_LIMIT)
     }
 
     fn offered(&mut self, turn: &mut Turn, ticket: Ticket, parcel: Parcel) {
@@ -494,9 +498,7 @@ impl Delivery {
         for index in 0..self.queues.len() {
             let Some(queue) = self.queues.get(index) else { continue };
             let (away, patience, now) = (self.is_away(queue), self.patience, turn.now);
-            let (stuck, keeps) = (self.is_stuck(queue), self.keeps(queue));
-            let overdue = stuck && queue.unkept_since().is_some_and(|at| now >= at + KEPT_LIMIT);
-            let in_flight = if overdue { self.oldest_in_flight(Lane(index as u8)) } else { None };
+            let (keeps, in_vain) = (self.keeps(queue), self.in_vain_from(queue).is_some_and(|from| now >= from));
             let Some(queue) = self.queues.get_mut(index) else { continue };
             let due = |at: Instant| away || now >= patience.ends(at);
             let late = match (queue.in_memory(), keeps) {
@@ -507,9 +509,9 @@ impl Delivery {
             if late > 0 && !away {
                 self.patience.slow_until = now + SLOW_KEPT;
             }
-            if overdue {
+            if in_vain {
                 let refusal = if keeps { queue.no_room() } else { Refusal::Full };
-                queue.refuse_overdue(turn, now.before(KEPT_LIMIT), refusal, in_flight);
+                queue.refuse_unkept(turn, now.before(KEPT_LIMIT), refusal);
             }
         }
     }

@@ -660,7 +660,7 @@ impl World {
             if memory && now > at + LATE {
                 return Some(format!("{seq} waits since {}, and memory has it", stamp(at)));
             }
-            if stuck == Some(true) && now > at + IN_VAIN {
+            if stuck == Some(true) && account.flying == 0 && now > at + IN_VAIN {
                 return Some(format!("{seq} waits since {} for nobody", stamp(at)));
             }
             // The first that the store was not given.

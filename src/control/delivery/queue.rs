@@ -235,12 +235,12 @@ impl Queue {
         self.dropped += self.give_up(turn, range, Some(Refusal::Dropped), in_flight);
     }
 
-    /// Whoever waits for being kept since before this moment waits in vain, and is told so.
-    pub fn refuse_overdue(&mut self, turn: &mut Turn, before: Instant, refusal: Refusal, in_flight: Option<u64>) {
-        let overdue = self.unkept.partition_point(|unkept| unkept.at <= before);
+    /// Whoever waits for being kept since this moment or longer waits in vain, and is told so; nothing is in flight.
+    pub fn refuse_unkept(&mut self, turn: &mut Turn, since: Instant, refusal: Refusal) {
+        let overdue = self.unkept.partition_point(|unkept| unkept.at <= since);
         let numbers: Vec<u64> = self.unkept.range(..overdue).map(|unkept| unkept.number).collect();
         for number in numbers {
-            let count = self.give_up(turn, &(number..=number), Some(refusal), in_flight);
+            let count = self.give_up(turn, &(number..=number), Some(refusal), None);
             match refusal {
                 Refusal::Dropped => self.dropped += count,
                 Refusal::Full | Refusal::NotConnected => self.refused += count,
