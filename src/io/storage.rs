@@ -91,14 +91,18 @@ pub fn open(state_dir: &Path, config: &mut Config) -> io::Result<Opened> {
     }
     loop {
         let (worker, unreleased, pledges) = open_on(Local, state_dir, &config.lanes, config.outbox.commit_interval)?;
-        // What an earlier configuration left and holds nothing any more is cleared away, and the rest opened again: a lane's
-        // number is its place.
-        let empty = (configured..config.lanes.len()).find(|index| worker.is_empty_lane(*index));
-        if let Some(index) = empty {
+        // What an earlier configuration left and holds nothing any more is cleared away; one that alone cannot be read is
+        // left to a later start, since all would wait for it. The rest is opened again: a lane's number is its place.
+        let mut left_behind = configured..config.lanes.len();
+        let alone = |index: usize| worker.is_unread(index) && !worker.is_unread(0);
+        if let Some(index) = left_behind.find(|index| worker.is_empty(*index) || alone(*index)) {
+            let empty = worker.is_empty(index);
             worker.close();
-            let left = config.lanes.remove(index);
+            let lane = config.lanes.remove(index);
             config.settings.lanes.remove(index);
-            remove(&state_dir.join(left.directory));
+            if empty {
+                remove(&state_dir.join(lane.directory));
+            }
             continue;
         }
         let (sender, jobs) = mpsc::channel();

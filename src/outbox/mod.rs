@@ -339,6 +339,10 @@ impl<D: Disk> Outbox<D> {
     fn forget(&mut self, records: u64, bytes: u64) {
         self.messages = self.messages.saturating_sub(records);
         self.bytes = self.bytes.saturating_sub(bytes);
+        if self.messages == 0 {
+            // Nothing is left to read.
+            self.cache = Cache::default();
+        }
     }
 }
 

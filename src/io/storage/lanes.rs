@@ -38,10 +38,7 @@ pub(super) fn adopt(state_dir: &Path, config: &mut Config) -> io::Result<()> {
             continue;
         };
         if config.lanes.len() >= LANES_MAX {
-            log::error!(
-                "{} waits: there are {LANES_MAX} queues already; take a class out, or restart",
-                place.display()
-            );
+            log::error!("{} waits for a start with fewer than {LANES_MAX} queues", place.display());
             continue;
         }
         let like = config.lanes.iter().position(|lane| lane.class == class);

@@ -69,6 +69,7 @@ pub(super) struct Pledges<D: Disk> {
     path: PathBuf,
     /// `None`: the next flush writes it anew.
     file: Option<D::File>,
+    /// As many as were ever needed at once.
     slots: Vec<Option<Slot>>,
     turn: u64,
     unwritten: BTreeSet<usize>,
@@ -80,7 +81,7 @@ impl<D: Disk> Pledges<D> {
     /// Reads what is there. Never fails: what cannot be read is reported, and holds no pledge.
     pub fn open(disk: D, state_dir: &Path) -> Pledges<D> {
         let path = state_dir.join("pledges");
-        let (slots, unwritten) = (vec![None; SLOTS], BTreeSet::new());
+        let (slots, unwritten) = (Vec::new(), BTreeSet::new());
         let mut pledges = Pledges { disk, path, file: None, slots, turn: 0, unwritten, wrong: false };
         match pledges.read() {
             Ok(0) => {}
@@ -99,11 +100,9 @@ impl<D: Disk> Pledges<D> {
         let file = self.disk.open(&self.path)?;
         let mut bytes = vec![0; SLOTS * SLOT_BYTES];
         let whole = self.disk.read_at(&file, &mut bytes, 0)? == bytes.len();
-        let mut torn = 0;
-        for (place, bytes) in self.slots.iter_mut().zip(bytes.chunks(SLOT_BYTES)) {
-            *place = decode(bytes);
-            torn += usize::from(place.is_none() && bytes.iter().any(|&byte| byte != 0));
-        }
+        let is_torn = |bytes: &&[u8]| decode(bytes).is_none() && bytes.iter().any(|&byte| byte != 0);
+        let torn = bytes.chunks(SLOT_BYTES).filter(is_torn).count();
+        self.slots = bytes.chunks(SLOT_BYTES).map(decode).collect();
         self.file = Some(file).filter(|_| whole);
         self.turn = self.slots.iter().flatten().map(|slot| slot.turn).max().unwrap_or(0);
         self.sort_out();
@@ -125,6 +124,8 @@ impl<D: Disk> Pledges<D> {
                 found.step = Step::Over;
             }
         }
+        while self.slots.pop_if(|last| last.is_none()).is_some() {}
+        self.slots.shrink_to_fit();
     }
 
     /// Forgets the pledges whose message is not there, and says which hold. `is_there` answers for a message of a lane,
@@ -258,7 +259,10 @@ impl<D: Disk> Pledges<D> {
 
     /// A place that says nothing; where there is none, that of the oldest exchange that is through, which may then be
     /// repeated after a crash.
-    fn free_place(&self) -> usize {
+    fn free_place(&mut self) -> usize {
+        if self.slots.len() < SLOTS && self.slots.iter().all(Option::is_some) {
+            self.slots.push(None);
+        }
         let oldest = || {
             let turn =
                 |place: &usize| self.slot(*place).filter(|slot| !slot.is_open()).map_or(u64::MAX, |slot| slot.turn);

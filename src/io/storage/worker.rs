@@ -106,9 +106,13 @@ impl<D: Disk + Clone> Worker<D> {
     }
 
     /// Nothing is in there, for sure.
-    pub fn is_empty_lane(&self, index: usize) -> bool {
-        let lane = self.places.get(index).and_then(|place| place.lane.as_ref());
-        lane.is_some_and(Lane::is_empty)
+    pub fn is_empty(&self, index: usize) -> bool {
+        self.places.get(index).and_then(|place| place.lane.as_ref()).is_some_and(Lane::is_empty)
+    }
+
+    /// Its log cannot be read now.
+    pub fn is_unread(&self, index: usize) -> bool {
+        self.places.get(index).and_then(|place| place.lane.as_ref()).is_some_and(Lane::is_unread)
     }
 
     /// Works until `StoreJob::Finish`, or until nobody can ask any more.

@@ -167,4 +167,14 @@ fn what_an_earlier_configuration_left_is_sent_and_then_cleared_away() {
     let (opened, config) = open();
     assert_eq!((config.lanes.len(), config.settings.lanes.len(), opened.unreleased.len()), (4, 4, 4));
     assert_eq!(names(), ["outbox"]);
+    drop(opened);
+    // One that cannot be read holds up nobody, and stays.
+    let (mut outbox, _) = crate::outbox::Outbox::open(&old, Limits::of(LANE_BYTES)).unwrap();
+    outbox.append(&body(Seq(1), 10)).unwrap();
+    outbox.close().unwrap();
+    std::fs::remove_file(old.join("cursor")).unwrap();
+    std::fs::create_dir(old.join("cursor")).unwrap();
+    let (opened, config) = open();
+    assert_eq!((config.lanes.len(), opened.unreleased[0].highest), (4, 0));
+    assert_eq!(names(), ["outbox", "outbox-old@unmetered"]);
 }
