@@ -14,6 +14,9 @@
 //! | accepted, and given up before the cloud had it | 0x80 | PUBACK: by rule, or set aside; again would be the same |
 //! | no rule of the access list allows it | 0x87 | closed |
 //!
+//! Whoever waits for the cloud, and connects again meanwhile, sends its QoS 1 messages again, as to any server: they go up
+//! twice. With QoS 2 in a session that lasts they do not.
+//!
 //! Pure: writes bytes, and neither counts nor logs.
 
 use switchback_control::Version;

@@ -144,6 +144,10 @@ impl State {
         if foreign && replaces {
             return Err(TurnedAway::NotYours);
         }
+        if let Some(session) = self.sessions.get_mut(id).filter(|_| foreign) {
+            // It is not the one who was cut off that comes.
+            session.cut_off = false;
+        }
         due.extend(self.make_way(id, greeting.clean || foreign, now));
         let link = Arc::<Link>::default();
         let Greeting { version, receive_max, packet_max, expiry, will, .. } = greeting;

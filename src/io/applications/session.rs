@@ -348,7 +348,7 @@ impl Session {
     fn has_room(&self, size: usize, bytes_max: usize) -> bool {
         // What was read from disk waits in the window.
         let waiting = self.queue.len() + self.window.len().saturating_sub(OUTBOUND_MAX);
-        waiting < QUEUE_MAX && (self.bytes + size <= bytes_max || self.backlog() == 0)
+        waiting < QUEUE_MAX && (self.bytes + size <= bytes_max || self.queue.is_empty())
     }
 
     /// What nobody would be sent any more makes room for what comes.
@@ -489,19 +489,17 @@ impl Session {
 
     /// Sends the next item of the window on a new connection.
     fn again(&mut self, now: Instant) -> Option<Vec<u8>> {
-        let outgoing = self.window.get_mut(self.sent)?;
-        let expired = |delivery: &Delivery| delivery.message.expired(now);
-        if outgoing.doubtful && outgoing.delivery.as_ref().is_some_and(expired) {
-            if outgoing.delivery.take().is_some_and(|delivery| delivery.qos == 2) {
-                // The client may have it, and keeps the number until PUBREL.
-                outgoing.release();
-            } else {
-                let outgoing = self.window.remove(self.sent);
-                outgoing.into_iter().for_each(|outgoing| self.forget(outgoing));
-                return None;
-            }
+        let outgoing = self.window.get(self.sent)?;
+        let doubtful = outgoing.delivery.as_ref().filter(|_| outgoing.doubtful);
+        let expired = doubtful.filter(|delivery| delivery.message.expired(now)).map(|delivery| delivery.qos);
+        let id = outgoing.id;
+        if expired == Some(2) {
+            // The client may have it, and keeps the number until PUBREL.
+            self.half_complete(id);
         }
+        let outgoing = self.window.get(self.sent)?;
         let packet = match &outgoing.delivery {
+            Some(_) if expired.is_some() => None,
             Some(delivery) => encode(&self.peer, delivery, Some(outgoing.id), true, now),
             None => Some(pubrel(outgoing.id)),
         };
