@@ -6,7 +6,7 @@
 //! connection and never chooses a server or interface: those are the heart's actions.
 //!
 //! Below: `dial` makes the stream, `connection` speaks on it, `speech` knows both versions of MQTT, `memory` is what
-//! outlives a connection and `exchange` what of it belongs to QoS 2, `pace` how much may be in the kernel, `age` when a
+//! outlives a connection and `exchange` and `taken` what of it belongs to QoS 2, `pace` how much may be in the kernel, `age` when a
 //! message is too old, `documents` are our own messages, `costs` counts what liveness costs.
 
 mod age;
@@ -18,10 +18,12 @@ mod exchange;
 mod memory;
 mod pace;
 pub(crate) mod speech;
+mod taken;
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -132,6 +134,15 @@ impl<B: Bodies> AnyBodies for Arc<B> {
 /// Asked at each new session for what only the loop knows.
 pub type Greet = Arc<dyn Fn() -> Greeting + Send + Sync>;
 
+/// What is known of the server's session from before this start.
+#[derive(Clone, Debug, Default)]
+pub struct Before {
+    /// Exchanges of QoS 2 towards the cloud that were open.
+    pub pledges: Vec<Pledge>,
+    /// The file for what of the cloud's own messages of QoS 2 was taken; `None` keeps that in memory.
+    pub taken: Option<PathBuf>,
+}
+
 /// What is known of a connection right now, for displays.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Live {
@@ -173,6 +184,7 @@ struct Shared {
     resolver: Resolver,
     tls: Tls,
     memory: memory::Memory,
+    taken: taken::Taken,
     lines: Mutex<HashMap<Attempt, Line>>,
     costs: costs::Costs,
     /// Said once: a message of QoS 2 goes as QoS 1; a step of QoS 2 is not durable.
@@ -254,8 +266,7 @@ impl Voice {
 }
 
 impl Cloud {
-    /// Nothing is dialled yet. Certificates are read now, so that a wrong path is said at the start. `pledges` are the
-    /// exchanges of QoS 2 that were open when the daemon last ended.
+    /// Nothing is dialled yet. Certificates are read now, so that a wrong path is said at the start.
     pub fn start(
         config: Arc<Config>,
         uplinks: Uplinks,
@@ -263,7 +274,7 @@ impl Cloud {
         downlinks: Downlinks,
         events: Events,
         greet: Greet,
-        pledges: &[Pledge],
+        before: Before,
     ) -> Cloud {
         Cloud(Arc::new(Shared {
             tls: Tls::new(&config.cloud),
@@ -274,7 +285,8 @@ impl Cloud {
             events,
             greet,
             resolver: Resolver::default(),
-            memory: memory::Memory::new(pledges),
+            memory: memory::Memory::new(&before.pledges),
+            taken: taken::Taken::load(before.taken),
             lines: Mutex::default(),
             costs: costs::Costs::default(),
             said_downgraded: AtomicBool::new(false),
