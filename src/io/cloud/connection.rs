@@ -5,9 +5,10 @@
 //! applications or for a disk. The server's Receive Maximum is never exceeded, nothing is sent before CONNACK but CONNECT
 //! and messages of QoS 1 within what the server last allowed (MQTT 5.0 section 3.1.4, R-CS-4), and PUBACKs go out in the
 //! order in which the messages came. The connection's own duty is MQTT's keep alive; whether the peer is alive is not
-//! judged here. `read` and `write` hold those two loops, `queue` what waits to be written. It is long, because the desk
-//! stands with the loops that share it.
+//! judged here. `read` and `write` hold those two loops, `encode` makes packets, `queue` has what waits. It is long,
+//! because the desk stands with the loops that share it.
 
+mod encode;
 mod queue;
 mod read;
 mod write;
