@@ -18,10 +18,13 @@ const BULK: Lane = Lane(2);
 /// No limit.
 const FAST: usize = 1 << 30;
 
+/// Payloads, and when they were there.
+type Came = Arc<Mutex<Vec<(Instant, Vec<u8>)>>>;
+
 /// A server that reads no faster than so many bytes a second, acknowledges everything, and notes what came when.
 struct Slow {
     port: u16,
-    came: Arc<Mutex<Vec<(Instant, Vec<u8>)>>>,
+    came: Came,
 }
 
 impl Slow {
@@ -52,7 +55,7 @@ impl Slow {
     }
 }
 
-async fn serve(listener: TcpListener, rate: usize, came: Arc<Mutex<Vec<(Instant, Vec<u8>)>>>) {
+async fn serve(listener: TcpListener, rate: usize, came: Came) {
     let (mut stream, _) = listener.accept().await.unwrap();
     let (mut buffer, mut free) = (Vec::new(), Instant::now());
     loop {
