@@ -17,7 +17,7 @@ use switchback::daemon::{Daemon, Hands};
 use switchback::desk::Desk;
 use switchback::io::applications::Applications;
 use switchback::io::black_box::{BlackBox, Kind};
-use switchback::io::cloud::{Cloud, Greeting};
+use switchback::io::cloud::{Before, Cloud, Greeting};
 use switchback::io::local_broker::LocalBroker;
 use switchback::io::storage::{self, SavedFile};
 use switchback::io::{EVENTS_MAX, clock, control_socket, dbus, network_manager, rtnetlink, status_page, systemd};
@@ -127,20 +127,13 @@ async fn serve(mut config: Config, places: &Places) -> io::Result<()> {
         let shown = picture.subscribe();
         Arc::new(move || Greeting { boot: boot_id.clone(), start, outage: last_cause(&shown.borrow()) })
     };
+    let before = Before { pledges: opened.pledges, taken: Some(places.state.join("taken")) };
     let hands = Hands {
         network_manager: network_manager::start(config.clone(), uplinks.clone(), events.clone()),
         links: rtnetlink::start(config.clone(), uplinks.clone(), events.clone())
             .inspect_err(|e| log::warn!("no kernel link events ({e}); relying on NetworkManager alone"))
             .ok(),
-        cloud: Cloud::start(
-            config.clone(),
-            uplinks.clone(),
-            corridor.clone(),
-            downlinks,
-            events,
-            greet,
-            &opened.pledges,
-        ),
+        cloud: Cloud::start(config.clone(), uplinks.clone(), corridor.clone(), downlinks, events, greet, before),
         corridor,
         saved: saved.clone(),
     };

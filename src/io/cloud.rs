@@ -5,11 +5,12 @@
 //! reported; a body is fetched only when it can be written. It never dials by itself, never repeats a message on a live
 //! connection and never chooses a server or interface: those are the heart's actions.
 //!
-//! Below: `dial` makes the stream, `connection` speaks on it, `speech` knows both versions of MQTT, `memory` is what
-//! outlives a connection and `exchange` what of it belongs to QoS 2, `pace` how much may be in the kernel, `age` when a
+//! Below: `bodies` are the messages of applications, `dial` makes the stream, `connection` speaks on it, `speech` knows both versions of MQTT, `memory` is what
+//! outlives a connection and `exchange` and `taken` what of it belongs to QoS 2, `pace` how much may be in the kernel, `age` when a
 //! message is too old, `documents` are our own messages, `costs` counts what liveness costs.
 
 mod age;
+mod bodies;
 mod connection;
 mod costs;
 mod dial;
@@ -18,11 +19,11 @@ mod exchange;
 mod memory;
 mod pace;
 pub(crate) mod speech;
+mod taken;
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -33,13 +34,15 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use crate::config::{Config, UplinkConfig};
-use crate::corridor::{Body, Corridor, Downlinks, Pledge};
+use crate::corridor::{Downlinks, Pledge};
 use crate::io::Events;
 use crate::io::resolver::Resolver;
 use crate::io::socket::{Gauge, PathInfo, Readback};
 use crate::io::tls::Tls;
 use crate::uplinks::Uplinks;
 
+pub use bodies::Bodies;
+use bodies::{Answer, AnyBodies};
 pub use dial::verdict;
 pub use documents::Greeting;
 
@@ -47,90 +50,17 @@ pub use documents::Greeting;
 /// slowest uplink; a stop or a move must not wait longer.
 pub const FAREWELL_LIMIT: Duration = Duration::from_secs(2);
 
-/// Where message bodies come from, and where is told what becomes of them.
-pub trait Bodies: Send + Sync + 'static {
-    /// The body of an admitted message; `None` when there is none any more.
-    fn fetch(&self, seq: Seq) -> impl Future<Output = Option<Body>> + Send;
-    /// Its last byte was handed to the kernel.
-    fn sent(&self, seq: Seq);
-    /// The server will never take it, and why; told before `Event::Rejected`.
-    fn rejected(&self, seq: Seq, why: String);
-    /// Makes a step of QoS 2 durable; false when the disk cannot.
-    fn pledge(&self, pledge: Pledge) -> impl Future<Output = bool> + Send;
-    /// The exchange under this identifier is over.
-    fn redeem(&self, id: u16);
-    /// No exchange is open.
-    fn redeem_all(&self);
-}
-
-impl Bodies for Corridor {
-    fn fetch(&self, seq: Seq) -> impl Future<Output = Option<Body>> + Send {
-        Corridor::fetch(self, seq)
-    }
-
-    fn sent(&self, seq: Seq) {
-        Corridor::sent(self, seq);
-    }
-
-    fn rejected(&self, seq: Seq, why: String) {
-        Corridor::rejected(self, seq, why);
-    }
-
-    fn pledge(&self, pledge: Pledge) -> impl Future<Output = bool> + Send {
-        Corridor::pledge(self, pledge)
-    }
-
-    fn redeem(&self, id: u16) {
-        Corridor::redeem(self, id);
-    }
-
-    fn redeem_all(&self) {
-        Corridor::redeem_all(self);
-    }
-}
-
-/// `Bodies` of any kind, whose answers may be waited for anywhere.
-trait AnyBodies: Send + Sync {
-    fn fetch(&self, seq: Seq) -> Answer<Option<Body>>;
-    fn sent(&self, seq: Seq);
-    fn rejected(&self, seq: Seq, why: String);
-    fn pledge(&self, pledge: Pledge) -> Answer<bool>;
-    fn redeem(&self, id: u16);
-    fn redeem_all(&self);
-}
-
-type Answer<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-
-impl<B: Bodies> AnyBodies for Arc<B> {
-    fn fetch(&self, seq: Seq) -> Answer<Option<Body>> {
-        let bodies = self.clone();
-        Box::pin(async move { bodies.as_ref().fetch(seq).await })
-    }
-
-    fn sent(&self, seq: Seq) {
-        self.as_ref().sent(seq);
-    }
-
-    fn rejected(&self, seq: Seq, why: String) {
-        self.as_ref().rejected(seq, why);
-    }
-
-    fn pledge(&self, pledge: Pledge) -> Answer<bool> {
-        let bodies = self.clone();
-        Box::pin(async move { bodies.as_ref().pledge(pledge).await })
-    }
-
-    fn redeem(&self, id: u16) {
-        self.as_ref().redeem(id);
-    }
-
-    fn redeem_all(&self) {
-        self.as_ref().redeem_all();
-    }
-}
-
 /// Asked at each new session for what only the loop knows.
 pub type Greet = Arc<dyn Fn() -> Greeting + Send + Sync>;
+
+/// What is known of the server's session from before this start.
+#[derive(Clone, Debug, Default)]
+pub struct Before {
+    /// Exchanges of QoS 2 towards the cloud that were open.
+    pub pledges: Vec<Pledge>,
+    /// The file for what of the cloud's own messages of QoS 2 was taken; `None` keeps that in memory.
+    pub taken: Option<PathBuf>,
+}
 
 /// What is known of a connection right now, for displays.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,6 +103,7 @@ struct Shared {
     resolver: Resolver,
     tls: Tls,
     memory: memory::Memory,
+    taken: taken::Taken,
     lines: Mutex<HashMap<Attempt, Line>>,
     costs: costs::Costs,
     /// Said once: a message of QoS 2 goes as QoS 1; a step of QoS 2 is not durable.
@@ -254,8 +185,7 @@ impl Voice {
 }
 
 impl Cloud {
-    /// Nothing is dialled yet. Certificates are read now, so that a wrong path is said at the start. `pledges` are the
-    /// exchanges of QoS 2 that were open when the daemon last ended.
+    /// Nothing is dialled yet. Certificates are read now, so that a wrong path is said at the start.
     pub fn start(
         config: Arc<Config>,
         uplinks: Uplinks,
@@ -263,7 +193,7 @@ impl Cloud {
         downlinks: Downlinks,
         events: Events,
         greet: Greet,
-        pledges: &[Pledge],
+        before: Before,
     ) -> Cloud {
         Cloud(Arc::new(Shared {
             tls: Tls::new(&config.cloud),
@@ -274,7 +204,8 @@ impl Cloud {
             events,
             greet,
             resolver: Resolver::default(),
-            memory: memory::Memory::new(pledges),
+            memory: memory::Memory::new(&before.pledges),
+            taken: taken::Taken::load(before.taken),
             lines: Mutex::default(),
             costs: costs::Costs::default(),
             said_downgraded: AtomicBool::new(false),

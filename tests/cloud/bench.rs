@@ -14,7 +14,7 @@ use flowsdk::mqtt_serde::mqttv3;
 use flowsdk::mqtt_serde::mqttv5::common::properties::Property;
 use switchback::config::{Config, Server, SubscribeRule};
 use switchback::corridor::{Body, Downlink, Pledge};
-use switchback::io::cloud::{Bodies, Cloud, Greeting};
+use switchback::io::cloud::{Before, Bodies, Cloud, Greeting};
 use switchback::io::packet::{self, PACKET_MAX, Publish};
 use switchback::outbox::Record;
 use switchback::uplinks::{Details, Uplinks};
@@ -234,6 +234,8 @@ pub struct Told {
     pub rejected: Vec<(Seq, String)>,
     pub pledges: BTreeMap<u16, Pledge>,
     pub broken: bool,
+    /// The file for what the cloud's messages of QoS 2 were taken.
+    pub taken: Option<PathBuf>,
 }
 
 impl Stack {
@@ -360,8 +362,8 @@ impl Rig {
         let (events, inbox) = mpsc::channel(1024);
         let (downlinks, downlinks_inbox) = mpsc::channel(4);
         let greet = Arc::new(|| Greeting { boot: "boot".into(), start: 3, outage: Some(Reason::NoLink) });
-        let pledges = stack.pledges();
-        let cloud = Cloud::start(Arc::new(config), uplinks, stack.clone(), downlinks, events, greet, &pledges);
+        let before = Before { pledges: stack.pledges(), taken: stack.told().taken.clone() };
+        let cloud = Cloud::start(Arc::new(config), uplinks, stack.clone(), downlinks, events, greet, before);
         Rig { cloud, events: inbox, downlinks: downlinks_inbox, stack, last: 0 }
     }
 

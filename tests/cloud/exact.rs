@@ -311,3 +311,46 @@ async fn over_thirty_kills_under_load_a_real_broker_gets_each_message_once() {
     let expected: Vec<String> = (1..=600).map(|n| format!("{n}")).collect();
     assert_eq!(seen, expected);
 }
+
+/// From the cloud: what was taken before a restart does not come again, and another message under its number does.
+#[tokio::test]
+async fn what_was_taken_from_the_cloud_is_known_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    for version in BOTH {
+        let mut stage = Stage::new(version).await;
+        let mut config = subscribed(stage.config.clone());
+        config.subscribe[0].topic = "#".into();
+        config.subscribe[0].to = "{topic}".into();
+        stage.config = config;
+        stage.rig.stack.told().taken = Some(folder.path().join(format!("taken-{version:?}")));
+        stage.kill(Attempt(0));
+        let message = |text: &str, dup| {
+            let publish = Publish {
+                topic: "t".into(),
+                payload: text.into(),
+                qos: 2,
+                retain: false,
+                dup,
+                id: Some(5),
+                properties: vec![],
+            };
+            publish.into_packet(version).to_bytes().unwrap()
+        };
+        let (mut server, attempt) = stage.open(true).await;
+        server.write_all(&message("first", false)).await.unwrap();
+        let downlink = stage.rig.downlink().await;
+        let _ = downlink.taken.send(());
+        assert!(stage.heard(&mut server).await.iter().any(|word| word.starts_with("PubRec")));
+        stage.kill(attempt);
+        let (mut server, attempt) = stage.open(true).await;
+        server.write_all(&message("first", true)).await.unwrap();
+        assert!(stage.heard(&mut server).await.iter().any(|word| word.starts_with("PubRec")));
+        assert!(stage.rig.downlinks.try_recv().is_err());
+        server.write_all(&[0x62, 2, 0, 5]).await.unwrap();
+        assert!(stage.heard(&mut server).await.iter().any(|word| word.starts_with("PubComp")));
+        stage.kill(attempt);
+        let (mut server, _) = stage.open(true).await;
+        server.write_all(&message("second", true)).await.unwrap();
+        assert_eq!(stage.rig.downlink().await.payload, b"second");
+    }
+}

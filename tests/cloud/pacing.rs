@@ -18,10 +18,13 @@ const BULK: Lane = Lane(2);
 /// No limit.
 const FAST: usize = 1 << 30;
 
+/// Payloads, and when they were there.
+type Came = Arc<Mutex<Vec<(Instant, Vec<u8>)>>>;
+
 /// A server that reads no faster than so many bytes a second, acknowledges everything, and notes what came when.
 struct Slow {
     port: u16,
-    came: Arc<Mutex<Vec<(Instant, Vec<u8>)>>>,
+    came: Came,
 }
 
 impl Slow {
@@ -52,7 +55,7 @@ impl Slow {
     }
 }
 
-async fn serve(listener: TcpListener, rate: usize, came: Arc<Mutex<Vec<(Instant, Vec<u8>)>>>) {
+async fn serve(listener: TcpListener, rate: usize, came: Came) {
     let (mut stream, _) = listener.accept().await.unwrap();
     let (mut buffer, mut free) = (Vec::new(), Instant::now());
     loop {
@@ -141,4 +144,30 @@ async fn a_fast_path_is_not_slowed() {
     let rate = 8_000_000.0 / begin.elapsed().as_secs_f64();
     println!("{rate:.0} bytes a second in the development build");
     assert!(rate > 1_000_000.0, "{rate}");
+}
+
+/// On a loopback that `tc` has made slow, in a namespace of its own: the queue is then in the network, as it is behind a
+/// modem. `unshare -n sh -c 'ip link set lo mtu 1500 up; tc qdisc add dev lo root tbf rate 512kbit burst 3000 latency 9s;
+/// TEST --ignored --nocapture modem'`.
+#[tokio::test]
+#[ignore = "wants a loopback made slow"]
+async fn behind_a_modem_with_a_deep_queue() {
+    let slow = Slow::start(FAST).await;
+    let mut rig = Rig::new(slow.config());
+    let attempt = load(&mut rig, 400, 5_000).await;
+    sleep(Duration::from_secs(3)).await;
+    let sent = |rig: &Rig| rig.cloud.live(attempt).unwrap().bytes_sent;
+    let (begin, before, mut times) = (Instant::now(), sent(&rig), Vec::new());
+    for n in 0..20 {
+        sleep(Duration::from_millis(500)).await;
+        let asked = Instant::now();
+        let seq = rig.stack.put(Seq::new(CRITICAL, n).0, "c", b"now", 1);
+        rig.cloud.transmit(attempt, seq, false);
+        rig.until(|event| *event == Event::Acked { attempt, seq }).await;
+        times.push(asked.elapsed());
+    }
+    let rate = (sent(&rig) - before) as f64 / begin.elapsed().as_secs_f64();
+    times.sort();
+    println!("{rate:.0} bytes a second, critical acknowledged after {:?}, at worst {:?}", times[10], times[19]);
+    assert!(times[19] < Duration::from_secs(1) && rate > 0.9 * 64_000.0 * 0.93);
 }

@@ -1,13 +1,14 @@
 //! One connection: parked after its dial, then MQTT until it ends.
 //!
-//! Six loops share one task and one `Desk`: reading, writing, obeying, handing messages to the applications,
-//! acknowledging what they took, and releasing what the server took with QoS 2. Reading never waits for writing, for
+//! Seven loops share one task and one `Desk`: reading, writing, obeying, handing messages to the applications,
+//! acknowledging what they took, and the second halves of QoS 2 in both directions. Reading never waits for writing, for
 //! applications or for a disk. The server's Receive Maximum is never exceeded, nothing is sent before CONNACK but CONNECT
 //! and messages of QoS 1 within what the server last allowed (MQTT 5.0 section 3.1.4, R-CS-4), and PUBACKs go out in the
 //! order in which the messages came. The connection's own duty is MQTT's keep alive; whether the peer is alive is not
-//! judged here. `read` and `write` hold those two loops, `queue` what waits to be written. It is long, because the desk
-//! stands with the loops that share it.
+//! judged here. `read` and `write` hold those two loops, `encode` makes packets, `queue` has what waits. It is long,
+//! because the desk stands with the loops that share it.
 
+mod encode;
 mod queue;
 mod read;
 mod write;
@@ -36,6 +37,8 @@ use queue::Queue;
 
 /// Acknowledgements and pings waiting to be written; a server that makes us owe more does not read what it asks for.
 const CONTROL_MAX: usize = 64 * 1024;
+/// PUBRELs that wait for our disk to forget their messages; a server has no more messages of QoS 2 open than that.
+const OWED_MAX: usize = 256;
 /// When writing fails, what was received before is read for this long: the server may have said why.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 /// How long a step of QoS 2 waits for its disk. Then it is taken all the same: a repetition after a kill or a power cut in
@@ -85,6 +88,7 @@ pub async fn live(
     place.facts.spoke.store(true, Ordering::Relaxed);
     let (acks, taken) = mpsc::unbounded_channel();
     let (releases, received) = mpsc::unbounded_channel();
+    let (completes, released) = mpsc::channel(OWED_MAX);
     let connection = Connection {
         place,
         version,
@@ -99,6 +103,7 @@ pub async fn live(
         arrived: Notify::new(),
         acks,
         releases,
+        completes,
     };
     let (reading, writing) = tokio::io::split(stream);
     let read = connection.read(reading);
@@ -112,6 +117,7 @@ pub async fn live(
         () = connection.deliver() => None,
         ended = connection.acknowledge(taken) => Some(ended),
         ended = connection.release(received) => Some(ended),
+        ended = connection.complete(released) => Some(ended),
     };
     let desk = connection.desk();
     if let Some(Ended { reason: Reason::ServerShutDown | Reason::Reset | Reason::Protocol, heard: true }) = ended
@@ -195,6 +201,8 @@ struct Connection<'a> {
     acks: mpsc::UnboundedSender<(Owed, Option<oneshot::Receiver<()>>)>,
     /// What the server has received with QoS 2, to be made durable and released. Holds no more than there are identifiers.
     releases: mpsc::UnboundedSender<Pledge>,
+    /// What the server has released, to be forgotten and completed.
+    completes: mpsc::Sender<u16>,
 }
 
 /// What the loops share.
@@ -386,7 +394,7 @@ impl Connection<'_> {
                 continue;
             }
             if qos == 2 {
-                self.place.shared.memory.taken(id);
+                self.place.shared.taken.note(id).await;
             }
             {
                 let mut desk = self.desk();
@@ -411,6 +419,22 @@ impl Connection<'_> {
             for pledge in together.drain(..) {
                 self.place.shared.memory.release(pledge);
                 if let Err(ended) = self.say(&speech::release(pledge.id)) {
+                    return ended;
+                }
+            }
+        }
+    }
+
+    /// Completes what the server has released, once our disk has forgotten it.
+    async fn complete(&self, mut released: mpsc::Receiver<u16>) -> Ended {
+        let mut together = Vec::new();
+        loop {
+            if released.recv_many(&mut together, OWED_MAX).await == 0 {
+                pending::<()>().await;
+            }
+            self.place.shared.taken.release(&together).await;
+            for id in together.drain(..) {
+                if let Err(ended) = self.say(&speech::complete(id)) {
                     return ended;
                 }
             }

@@ -6,7 +6,7 @@
 //! session, everything here of it is forgotten too, and acknowledgements of the time before count no more. Only what the
 //! new connection itself has sent before it learned so stays: the server took that as new.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use switchback_control::{Seq, Version};
@@ -41,8 +41,6 @@ struct Inner {
     seqs: HashMap<u16, Seq>,
     /// Messages of quality 2.
     exchanges: Exchanges,
-    /// Identifiers of messages of quality 2 that were taken and not yet released.
-    taken: HashSet<u16>,
     subscribed: bool,
     servers: Vec<Known>,
 }
@@ -66,7 +64,6 @@ impl Memory {
             ids: BTreeMap::new(),
             seqs: HashMap::new(),
             exchanges: Exchanges::restore(pledges),
-            taken: HashSet::new(),
             subscribed: false,
             servers: Vec::new(),
         }))
@@ -82,7 +79,6 @@ impl Memory {
             inner.seqs = ids.iter().map(|(seq, id)| (*id, *seq)).collect();
             inner.ids = ids;
             inner.exchanges.forget();
-            inner.taken.clear();
             inner.subscribed = false;
         }
         inner.generation
@@ -203,20 +199,6 @@ impl Memory {
     /// PUBCOMP came not long ago.
     pub fn is_completed(&self, seq: Seq) -> bool {
         self.lock().exchanges.is_done(seq)
-    }
-
-    /// A message of quality 2 was taken: its repetition is none.
-    pub fn taken(&self, id: u16) {
-        self.lock().taken.insert(id);
-    }
-
-    pub fn was_taken(&self, id: u16) -> bool {
-        self.lock().taken.contains(&id)
-    }
-
-    /// The server will not repeat it any more.
-    pub fn released(&self, id: u16) {
-        self.lock().taken.remove(&id);
     }
 
     /// Whether the server's session is known to hold all our subscriptions.

@@ -78,8 +78,7 @@ impl Connection<'_> {
                 Heard::Completed { id } => self.completed(id).await,
                 Heard::Subscribed { id, codes } => self.subscribed(id, &codes).await,
                 Heard::Release { id } => {
-                    self.place.shared.memory.released(id);
-                    self.say(&speech::complete(id))?;
+                    self.completes.try_send(id).map_err(|_| ended(Reason::Protocol, true))?;
                 }
                 Heard::Publish(publish) => self.published(publish)?,
             }
@@ -117,6 +116,7 @@ impl Connection<'_> {
         }
         if !present {
             shared.bodies.redeem_all();
+            shared.taken.forget();
         }
         {
             let mut desk = self.desk();
@@ -310,7 +310,7 @@ impl Connection<'_> {
     fn published(&self, publish: Publish) -> Result<(), Ended> {
         let owed = publish.id.filter(|_| publish.qos > 0).map(|id| Owed { qos: publish.qos, id });
         if let Some(Owed { qos: 2, id }) = owed
-            && self.place.shared.memory.was_taken(id)
+            && self.place.shared.taken.has(id, publish.dup)
         {
             return self.say(&speech::taken(2, id));
         }
