@@ -172,7 +172,7 @@ def test_flush_is_true_only_when_nothing_waits(lab, recording):
     assert len(recording.numbers()) == 30
 
 
-def test_what_a_class_drops_is_counted_and_reported(lab, recording):
+def test_what_a_class_drops_is_counted(lab, recording):
     """Ten thousand messages of class low stay in memory; the oldest go."""
     offline(lab)
     lab.daemon_fresh(config())
@@ -180,7 +180,6 @@ def test_what_a_class_drops_is_counted_and_reported(lab, recording):
     assert told["acked"] == 12_000, told
     dropped = lab.status()["outbox"]["dropped"]
     assert dropped >= 2000
-    wait_for(lambda: "dropped" in lab.daemon_log(200), 70, "the drops to be reported", every=1)
     back(lab)
     wait_arrived(recording, set(range(12_000 - 5, 12_001)))
     lab.switchback("flush", "--timeout", "20s")
