@@ -110,7 +110,8 @@ impl Recording {
         }
         let once = stage.cloud.once.lock().unwrap().clone();
         let again: Vec<&String> = once.iter().filter(|(_, count)| **count > 1).map(|(name, _)| name).collect();
-        assert!(again.is_empty(), "of {} with QoS 2 some came more than once: {again:?}\n{}", once.len(), stage.log());
+        let story = again.first().map(|name| stage.cloud.story_of(name)).unwrap_or_default();
+        assert!(again.is_empty(), "of {} with QoS 2 these came again: {again:?}; the first:\n{story}", once.len());
         let notes = stage.notes.all();
         let (acked, got) = notes.iter().fold((0, 0), |(acked, got), (_, note)| match note {
             Note::Acked(_) => (acked + 1, got),

@@ -14,6 +14,8 @@
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+use switchback_control::event::NUMBER_MAX;
+
 use super::disk::{Disk, named};
 use super::record::take_array;
 use super::replace::replace_file_on;
@@ -162,6 +164,7 @@ fn decode(bytes: &[u8]) -> Option<(u16, Slot)> {
     let mut number = || Some(u64::from_le_bytes(take_array(&mut fields)?));
     let (turn, released, durable) = (number()?, number()?, number()?);
     let known = (0..count).map(|_| number()).collect::<Option<_>>()?;
-    // The turn is counted up from here; a slot at the end of all turns was not written by us.
-    (turn < u64::MAX / 2).then_some((format, Slot { turn, released, durable, known }))
+    // All three are counted up from here; a slot at the end of all numbers was not written by us.
+    (turn < u64::MAX / 2 && released.max(durable) < NUMBER_MAX)
+        .then_some((format, Slot { turn, released, durable, known }))
 }

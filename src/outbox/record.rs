@@ -16,6 +16,7 @@
 //! Always true: what decodes was encoded here. It never panics on any bytes, and never touches a file.
 
 pub use switchback_control::Seq;
+use switchback_control::event::NUMBER_MAX;
 
 /// One message as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,7 +127,8 @@ pub(super) fn frame(bytes: &[u8], salt: u64) -> Option<Frame<'_>> {
     if check(salt >> 32, head) != u32::from_le_bytes(*head_check) || check(salt, body) != body_check {
         return None;
     }
-    let seq = u64::from_le_bytes(take_array(&mut fields)?);
+    // A log that believed in a number beyond all numbers could take nothing any more.
+    let seq = Some(u64::from_le_bytes(take_array(&mut fields)?)).filter(|seq| *seq < NUMBER_MAX)?;
     let mut before = || Some(seq.saturating_sub(take_number(&mut body)?));
     let chain = Chain { previous: before()?, durable: before()?, released: before()? };
     Some(Frame { seq, chain, content: body, bytes: HEAD_BYTES + length })

@@ -12,6 +12,8 @@ use std::rc::Rc;
 
 use super::mutate::Random;
 use super::{Shape, Target, shape_of};
+use switchback_control::event::NUMBER_MAX;
+
 use crate::outbox::{AppendError, Disk, Limits, Outbox, Record, Seq, Why};
 
 pub const TARGET: Target = Target {
@@ -259,7 +261,7 @@ fn read(input: &[u8]) -> Shape {
                 Err(error) => panic!("{error}"),
             }
         }
-        Err(AppendError::NotAscending { .. }) if next == u64::MAX => {}
+        Err(AppendError::NotAscending { .. }) if next >= NUMBER_MAX => {}
         Err(error) => panic!("{error}"),
     }
     outbox.close().expect("memory can be written");

@@ -123,7 +123,8 @@ impl Stage {
 
     /// Starts the daemon on its state directory, or another one that nobody traces.
     pub fn start(&mut self, state: &Path, traced: bool) {
-        let log = File::options().append(true).create(true).open(self.dir.join("log")).unwrap();
+        let log = std::env::var_os("POWER_LOG").map_or_else(|| self.dir.join("log"), PathBuf::from);
+        let log = File::options().append(true).create(true).open(log).unwrap();
         let mut command = Command::new("nsenter");
         let daemon = std::env::var("POWER_DAEMON").unwrap_or_else(|_| env!("CARGO_BIN_EXE_switchbackd").into());
         command
@@ -195,6 +196,8 @@ pub struct Cloud {
     pub arrived: Mutex<HashMap<String, u64>>,
     /// How often a message with QoS 2 began to arrive.
     pub once: Mutex<HashMap<String, u64>>,
+    /// Every packet of an exchange with QoS 2, by its number, in a few words.
+    heard: Mutex<Vec<(u16, String)>>,
     notes: Arc<Notes>,
 }
 
@@ -207,6 +210,7 @@ impl Cloud {
             open: Mutex::default(),
             arrived: Mutex::default(),
             once: Mutex::default(),
+            heard: Mutex::default(),
             notes,
         });
         let listener = TcpListener::bind("192.0.2.1:1883").unwrap();
@@ -242,6 +246,19 @@ impl Cloud {
         self.arrived.lock().unwrap().clear();
     }
 
+    fn hear(&self, number: u16, what: String) {
+        self.heard.lock().unwrap().push((number, what));
+    }
+
+    /// What was said under the numbers that this message had, and connections in between.
+    pub fn story_of(&self, name: &str) -> String {
+        let heard = self.heard.lock().unwrap();
+        let about = format!("publish {name},");
+        let numbers: HashSet<u16> = heard.iter().filter(|(_, what)| what.contains(&about)).map(|(id, _)| *id).collect();
+        let told = heard.iter().filter(|(number, _)| *number == 0 || numbers.contains(number));
+        told.map(|(number, what)| format!("  {number} {what}\n")).collect()
+    }
+
     fn serve(&self, mut stream: TcpStream) -> io::Result<()> {
         stream.set_nonblocking(false)?;
         stream.set_nodelay(true)?;
@@ -273,18 +290,24 @@ impl Cloud {
     fn answer(&self, frame: &[u8]) -> Vec<u8> {
         let id = |at: usize| [frame[at], frame[at + 1]];
         match frame[0] >> 4 {
-            1 => vec![0x20, 3, 1, 0, 0],
+            1 => {
+                self.hear(0, "connect".into());
+                vec![0x20, 3, 1, 0, 0]
+            }
             3 => {
                 let packet = parse(frame, Version::V5).expect("the daemon speaks MQTT");
                 let Ok(publish) = Publish::from_packet(packet) else { panic!("no PUBLISH") };
                 let number = publish.id.unwrap_or(0);
+                let name = String::from_utf8_lossy(&publish.payload).split(' ').next().unwrap().to_owned();
+                if publish.qos == 2 {
+                    self.hear(number, format!("publish {name}, dup {}", publish.dup));
+                }
                 if publish.qos < 2 || self.open.lock().unwrap().insert(number) {
-                    let text: String = String::from_utf8_lossy(&publish.payload).split(' ').next().unwrap().into();
-                    self.notes.note(Note::Got(text.clone()));
+                    self.notes.note(Note::Got(name.clone()));
                     if publish.qos == 2 {
-                        *self.once.lock().unwrap().entry(text.clone()).or_default() += 1;
+                        *self.once.lock().unwrap().entry(name.clone()).or_default() += 1;
                     }
-                    *self.arrived.lock().unwrap().entry(text).or_default() += 1;
+                    *self.arrived.lock().unwrap().entry(name).or_default() += 1;
                 }
                 let [high, low] = number.to_be_bytes();
                 match publish.qos {
@@ -295,7 +318,9 @@ impl Cloud {
             }
             6 => {
                 let [high, low] = id(2);
-                self.open.lock().unwrap().remove(&u16::from_be_bytes([high, low]));
+                let number = u16::from_be_bytes([high, low]);
+                self.open.lock().unwrap().remove(&number);
+                self.hear(number, "release".into());
                 vec![0x70, 2, high, low]
             }
             8 => {
