@@ -300,6 +300,9 @@ impl World {
                 self.stall(length);
             }
             Cost => {
+                // It matters most where the session is.
+                let session = self.oracle.session.and_then(|session| self.conns.get(&session)).map(|conn| conn.net);
+                let net = session.filter(|_| self.lots.chance(500)).unwrap_or(net);
                 self.nets[net].metered = *self.lots.pick(&[None, Some(true), Some(false)]);
                 self.report(net);
             }
