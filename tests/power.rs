@@ -100,7 +100,7 @@ impl Recording {
             stage.notes.note(Note::Serves(life));
             let application = Application::start(&stage, counter.clone(), Duration::from_millis(3));
             for _ in 0..3 {
-                stage.cloud.be(random.below(3) > 0);
+                stage.cloud.be(random.below(3) > 0, random.below(3) > 0);
                 let list = LISTS[random.below(LISTS.len())];
                 sleep(Duration::from_millis(400 + random.below(900) as u64));
                 change_list(&stage, list);

@@ -31,7 +31,7 @@ fn in_the_machine() {
     let _application = Application::start(&stage, counter, Duration::from_millis(8));
     sleep(FIRST);
     loop {
-        stage.cloud.be(random.below(2) == 0);
+        stage.cloud.be(random.below(3) > 0, true);
         change_list(&stage, LISTS[random.below(LISTS.len())]);
         sleep(Duration::from_millis(500 + random.below(3000) as u64));
         assert!(stage.lives(), "the daemon has ended:\n{}", stage.log());

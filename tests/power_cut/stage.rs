@@ -98,7 +98,7 @@ impl Stage {
             let made = Command::new("cc").args(["-shared", "-fPIC", "-O2", source, "-o"]).arg(&library).status();
             assert!(made.expect("cc is there").success());
         }
-        let config = format!("{CONFIG}{}", std::env::var("POWER_CONFIG").unwrap_or_default());
+        let config = format!("{CONFIG}{}", std::env::var("POWER_CONFIG").unwrap_or_else(|_| CLASSES.to_owned()));
         fs::write(dir.join("switchback.toml"), config).unwrap();
         let mut holder = Command::new("unshare")
             .args(["-n", "sh", "-c", "echo; exec cat"])
@@ -188,6 +188,21 @@ mqtt = ""
 listen = ""
 "#;
 
+const CLASSES: &str = r##"
+[[publish]]
+topic = "critical/#"
+class = "critical"
+qos = 2
+[[publish]]
+topic = "bulk/#"
+class = "bulk"
+[[publish]]
+topic = "twice/#"
+qos = 2
+[[publish]]
+topic = "#"
+"##;
+
 /// A server that keeps its session, and acknowledges what it has noted.
 pub struct Cloud {
     here: AtomicBool,
@@ -235,9 +250,14 @@ impl Cloud {
         self.here.load(Ordering::Relaxed) && !self.ends.load(Ordering::Relaxed)
     }
 
-    /// Whether it takes connections; gone, it breaks those it has, maybe between a message and its answer.
-    pub fn be(&self, here: bool) {
+    /// Whether it takes connections; gone, it breaks those it has, maybe between a message and its answer. With `cable`
+    /// the link is pulled as well: a server that throws out whoever comes is soon taken for one with another client of
+    /// the same name, and left alone for minutes.
+    pub fn be(&self, here: bool, cable: bool) {
         self.here.store(here, Ordering::Relaxed);
+        if here || cable {
+            run(&["ip", "link", "set", "cloud0", if here { "up" } else { "down" }]);
+        }
     }
 
     /// Forgets everything: another server, as far as a new gateway is concerned.
