@@ -22,7 +22,7 @@ use switchback::io::local_broker::LocalBroker;
 use switchback::io::storage::{self, SavedFile};
 use switchback::io::{EVENTS_MAX, clock, control_socket, dbus, network_manager, rtnetlink, status_page, systemd};
 use switchback::journal::Journal;
-use switchback::picture::Picture;
+use switchback::picture::{LocalFigures, Picture};
 use switchback::uplinks::Uplinks;
 use tokio::sync::{broadcast, mpsc};
 
@@ -122,7 +122,7 @@ async fn serve(mut config: Config, places: &Places) -> io::Result<()> {
     let uplinks = Uplinks::new();
     let local = Local::start(&config, places, &corridor, downlinks_inbox);
     let desk = Desk::new(config.clone(), corridor.clone());
-    let picture = Picture::new(config.clone(), uplinks.clone(), figures);
+    let picture = Picture::new(config.clone(), uplinks.clone(), figures, local.figures());
     let greet = {
         let shown = picture.subscribe();
         Arc::new(move || Greeting { boot: boot_id.clone(), start, outage: last_cause(&shown.borrow()) })
@@ -185,6 +185,23 @@ impl Local {
             Some(broker) => Local::Broker(LocalBroker::start(config, broker, &places.state, corridor, downlinks)),
             None => {
                 Local::Applications(Applications::start(config, &places.runtime, &places.state, corridor, downlinks))
+            }
+        }
+    }
+
+    /// What it counts, for displays.
+    fn figures(&self) -> LocalFigures {
+        fn document(figures: impl serde::Serialize) -> serde_json::Value {
+            serde_json::to_value(figures).unwrap_or_default()
+        }
+        match self {
+            Local::Applications(applications) => {
+                let gauge = applications.gauge();
+                Box::new(move || document(gauge.read()))
+            }
+            Local::Broker(broker) => {
+                let gauge = broker.gauge();
+                Box::new(move || document(gauge.read()))
             }
         }
     }

@@ -35,11 +35,15 @@ const SWITCH_KINDS_MAX: usize = 256;
 /// A status document.
 pub type Document = Arc<Map<String, Value>>;
 
+/// Asks the local face what it counts.
+pub type LocalFigures = Box<dyn Fn() -> Value + Send>;
+
 /// Gathers and hands out the document.
 pub struct Picture {
     config: Arc<Config>,
     uplinks: Uplinks,
     figures: Arc<StoreFigures>,
+    local: LocalFigures,
     shown: watch::Sender<Document>,
     renewed: Instant,
     word: Option<State>,
@@ -52,11 +56,11 @@ pub struct Picture {
 
 impl Picture {
     /// A picture of nothing yet.
-    pub fn new(config: Arc<Config>, uplinks: Uplinks, figures: Arc<StoreFigures>) -> Picture {
+    pub fn new(config: Arc<Config>, uplinks: Uplinks, figures: Arc<StoreFigures>, local: LocalFigures) -> Picture {
         let shown = watch::Sender::new(Arc::default());
         let (renewed, switches) = (Instant::default(), BTreeMap::new());
         let lost = DeliveryStatus::default();
-        Picture { config, uplinks, figures, shown, renewed, word: None, switches, lost, queued: 0 }
+        Picture { config, uplinks, figures, local, shown, renewed, word: None, switches, lost, queued: 0 }
     }
 
     /// Counts a switch that has come about, under the names of the IP interfaces.
@@ -174,7 +178,7 @@ impl Picture {
             oldest_accepted: lanes.iter().filter_map(|lane| lane.oldest_accepted).min(),
             lanes,
         };
-        Live { uplinks, session, outbox, switches: self.switches.clone() }
+        Live { uplinks, session, outbox, local: (self.local)(), switches: self.switches.clone() }
     }
 }
 

@@ -32,6 +32,8 @@ pub struct Live {
     /// While a session is open.
     pub session: Option<LiveSession>,
     pub outbox: LiveOutbox,
+    /// What the local face counts; `Null` where nobody asked.
+    pub local: Value,
     /// How often traffic has moved since the daemon started: from, to, and why.
     pub switches: BTreeMap<(Name, Name, Reason), u64>,
 }
@@ -159,6 +161,7 @@ pub fn status_document(status: &Status, live: &Live, clock: WallClock) -> Map<St
     put("failover", json!({ "stored": words(&status.stored), "walk": known_walk(status), "index": status.index }));
     put("uplinks", status.uplinks.iter().map(|uplink| self::uplink(uplink, live)).collect::<Vec<_>>().into());
     put("outbox", outbox_document(status, live, clock));
+    put("local", live.local.clone());
     put("last_outage", status.last_outage.as_ref().map_or(Value::Null, |outage| self::outage(outage, clock)));
     put("last_switch", status.last_switch.as_ref().map_or(Value::Null, |last| switch(last, status, clock)));
     put("switches", live.switches.iter().map(switches).collect::<Vec<_>>().into());
@@ -478,6 +481,7 @@ mod tests {
             send_buffer: Some(65_536),
         };
         Live {
+            local: Value::Null,
             uplinks: BTreeMap::from([(name("wwan0"), uplink)]),
             session: Some(LiveSession {
                 server: "broker.example.com:8883".into(),

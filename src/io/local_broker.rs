@@ -43,7 +43,7 @@ const GOOD: Duration = Duration::from_secs(5);
 const FAREWELL_LIMIT: Duration = Duration::from_millis(500);
 
 /// What the bridge has done and holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Figures {
     /// The broker is there and has our subscriptions.
     pub connected: bool,

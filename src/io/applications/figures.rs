@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::router::Shared;
 
 /// What the local face holds, and what it has done since the start. Cheap to ask for: it looks at each session once.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct ApplicationFigures {
     /// Clients that are connected (at most `CLIENTS_MAX`).
     pub clients: usize,

@@ -121,6 +121,25 @@ const CLASS: [Metric; 9] = [
     counter("rejected", "class_rejected", "Messages of the class that the server will never take."),
 ];
 
+/// What the local face counts: our listener, or the broker that serves in its place.
+const LOCAL: [Metric; 15] = [
+    gauge("clients", "local_clients", "Applications that are connected."),
+    gauge("sessions", "local_sessions", "Sessions of applications, connected or not."),
+    gauge("queued", "local_queued", "Messages that wait for applications."),
+    gauge("queued_bytes", "local_queued_bytes", "Their bytes.").bytes(),
+    gauge("connected", "local_broker_connected", "Whether the local broker is there."),
+    gauge("downlinks_waiting", "local_downlinks_waiting", "Messages of the cloud that the local broker has not taken."),
+    counter("received", "local_received", "Messages of applications that the local broker sent."),
+    counter("dropped", "local_dropped", "Messages for applications whose queue was full."),
+    counter("commands_dropped", "local_commands_dropped", "Those of them that came from the cloud."),
+    counter("unwanted", "local_unwanted", "Messages of the cloud that no application has subscribed to."),
+    counter("slow_dropped", "local_slow_dropped", "Applications dropped because they took nothing."),
+    counter("clients_refused", "local_clients_refused", "Applications turned away because all places were taken."),
+    counter("strangers_refused", "local_strangers_refused", "Applications with a wrong user or password."),
+    counter("denied", "local_denied", "Messages and subscriptions that the access list forbids."),
+    counter("unknown_class", "local_unknown_class", "Messages that name a class that there is not."),
+];
+
 const OUTAGE: [Metric; 2] = [
     gauge("detected_ms", "last_outage_detected_seconds", "How long the last loss went unnoticed.").seconds(MILLI),
     gauge("gap_ms", "last_outage_gap_seconds", "How long the last outage was.").seconds(MILLI),
@@ -148,6 +167,7 @@ pub fn text(document: &Map<String, Value>) -> String {
     families(&mut out, &UPLINK, &each(document, "uplinks", &[("uplink", "name"), ("class", "class")]));
     families(&mut out, &OUTBOX, here("outbox").as_slice());
     families(&mut out, &CLASS, &classes(document));
+    families(&mut out, &LOCAL, here("local").as_slice());
     families(&mut out, &OUTAGE, here("last_outage").as_slice());
     families(&mut out, &SWITCHES, &each(document, "switches", &[("from", "from"), ("to", "to"), ("reason", "why")]));
     families(&mut out, &LAST_SWITCH, here("last_switch").as_slice());
