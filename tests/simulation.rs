@@ -1,6 +1,6 @@
 //! Thousands of hours in rough worlds, by seed.
 //!
-//! `SWITCHBACK_SIM_HOURS` asks for more hours than the everyday 1,000; `SWITCHBACK_SIM_SEED` replays one seed, with
+//! `SWITCHBACK_SIM_HOURS` asks for more hours than the everyday 1,000, `SWITCHBACK_SIM_FIRST` for others, from that seed on; `SWITCHBACK_SIM_SEED` replays one seed, with
 //! its journal written as a story to the file that `SWITCHBACK_SIM_JOURNAL` names. `SWITCHBACK_SIM_DAYS` asks for more days
 //! of what is only counted: false moves, and the time to leave a path. A failure prints its seed, the
 //! end of its journal and the command that replays it.
@@ -83,7 +83,8 @@ fn thousands_of_rough_hours_break_nothing() {
     let hours = number("SWITCHBACK_SIM_HOURS").unwrap_or(EVERYDAY_HOURS);
     let keep_going = std::env::var_os("SWITCHBACK_SIM_KEEP_GOING").is_some();
     let seeds = hours.div_ceil(ROUGH_HOURS + 1);
-    let next = AtomicU64::new(FIRST_SEED);
+    let first = number("SWITCHBACK_SIM_FIRST").unwrap_or(FIRST_SEED);
+    let next = AtomicU64::new(first);
     let total = Mutex::new(Summary::default());
     let failures = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -91,7 +92,7 @@ fn thousands_of_rough_hours_break_nothing() {
             scope.spawn(|| {
                 while keep_going || failures.lock().is_ok_and(|f| f.is_empty()) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= FIRST_SEED + seeds {
+                    if seed >= first + seeds {
                         return;
                     }
                     match run(seed, false).0 {
@@ -105,9 +106,9 @@ fn thousands_of_rough_hours_break_nothing() {
     let total = total.into_inner().expect("not poisoned");
     let failures = failures.into_inner().expect("not poisoned");
     println!(
-        "{:.0} simulated hours, seeds {FIRST_SEED} to {}: {} steps, {} faults, {:.0} faults an hour",
+        "{:.0} simulated hours, seeds {first} to {}: {} steps, {} faults, {:.0} faults an hour",
         total.hours,
-        FIRST_SEED + seeds - 1,
+        first + seeds - 1,
         total.steps,
         total.faults,
         total.faults as f64 / total.hours.max(1.0)

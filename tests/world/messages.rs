@@ -23,6 +23,8 @@ const UNKEPT_BYTES_MAX: u64 = 32 * 1024 * 1024;
 const SHARE: u64 = 16;
 /// So many others may go before a message of a lane that could go as well.
 const PATIENCE: u64 = 20 * SHARE;
+/// And so many of no higher rank: there are at most four.
+const PEERS: u64 = 16;
 
 #[derive(Clone, Copy, Debug)]
 struct Msg {
@@ -62,6 +64,8 @@ struct Account {
     expired: u64,
     /// Others sent while this one could have been.
     passed: u64,
+    /// Of these, of no higher rank.
+    passed_by_peers: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -775,9 +779,14 @@ impl Mail {
         for (other, could) in could.into_iter().enumerate() {
             let account = &mut self.lanes[other];
             let waits = other != lane && could && !(crowded && self.rules[other].priority < self.highest);
+            let peer = rank <= self.rules[other].priority;
             account.passed = if waits { account.passed + 1 } else { 0 };
-            if account.passed > PATIENCE {
-                return Some(format!("lane {other} could go, and {} others went before it", account.passed));
+            account.passed_by_peers = if waits { account.passed_by_peers + u64::from(peer) } else { 0 };
+            if account.passed > PATIENCE || account.passed_by_peers > PEERS {
+                let (all, peers) = (account.passed, account.passed_by_peers);
+                return Some(format!(
+                    "lane {other} could go, and {all} others went before it, {peers} of no higher rank"
+                ));
             }
         }
         None
