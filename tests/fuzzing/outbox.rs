@@ -195,7 +195,7 @@ fn repair(input: &mut Vec<u8>) {
     let (cursor, segments) = input.split_at_mut(end);
     for slot in cursor.chunks_mut(4096).filter(|slot| slot.starts_with(b"SBCURS") && slot.len() >= 40) {
         let count = u32::from_le_bytes(slot[12..16].try_into().unwrap()) as usize;
-        let end = 40 + 8 * count.min(64);
+        let end = (40 + 8 * count.min(64)).min(slot.len());
         let check = crc32c::crc32c_append(crc32c::crc32c(&slot[..8]), &slot[12..end]);
         slot[8..12].copy_from_slice(&check.to_le_bytes());
     }

@@ -254,10 +254,11 @@ impl Cloud {
     /// the link is pulled as well: a server that throws out whoever comes is soon taken for one with another client of
     /// the same name, and left alone for minutes.
     pub fn be(&self, here: bool, cable: bool) {
-        self.here.store(here, Ordering::Relaxed);
+        // The cable first: nobody must hear the server close.
         if here || cable {
             run(&["ip", "link", "set", "cloud0", if here { "up" } else { "down" }]);
         }
+        self.here.store(here, Ordering::Relaxed);
     }
 
     /// Forgets everything: another server, as far as a new gateway is concerned.
