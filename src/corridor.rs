@@ -299,6 +299,7 @@ impl Corridor {
         cut(&mut bodies.held, from, through);
         cut(&mut bodies.sent, from, through);
         cut(&mut bodies.delivered, from, through);
+        cut(&mut bodies.rejected, from, through);
         let _ = self.0.store.send(StoreJob::Discard(from, through));
     }
 

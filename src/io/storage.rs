@@ -89,8 +89,11 @@ pub fn open(state_dir: &Path, config: &mut Config) -> io::Result<Opened> {
         Err(error) => log::error!("{}: {error}", state_dir.display()),
         Ok(()) => {}
     }
+    let mut orphans = Vec::new();
     loop {
-        let (worker, unreleased, pledges) = open_on(Local, state_dir, &config.lanes, config.outbox.commit_interval)?;
+        let (worker, unreleased, mut pledges) =
+            open_on(Local, state_dir, &config.lanes, config.outbox.commit_interval)?;
+        orphans.extend_from_slice(worker.orphans());
         // What an earlier configuration left and holds nothing any more is cleared away; one that alone cannot be read is
         // left to a later start, since all would wait for it. The rest is opened again: a lane's number is its place.
         let mut left_behind = configured..config.lanes.len();
@@ -105,6 +108,10 @@ pub fn open(state_dir: &Path, config: &mut Config) -> io::Result<Opened> {
             }
             continue;
         }
+        // The server is told that it may forget those of messages that are gone; they are under a lane that there is not.
+        let gone = |id: u16| Pledge { seq: Seq::new(Number(u8::MAX), id.into()), id, received: true };
+        orphans.retain(|id| pledges.iter().all(|pledge| pledge.id != *id));
+        pledges.extend(orphans.drain(..).map(gone));
         let (sender, jobs) = mpsc::channel();
         let record_limits = worker.record_limits();
         return Ok(Opened { storage: Storage { worker, jobs }, jobs: sender, unreleased, pledges, record_limits });

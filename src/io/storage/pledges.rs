@@ -75,6 +75,7 @@ pub(super) struct Pledges<D: Disk> {
     unwritten: BTreeSet<usize>,
     /// What the file says must not stand there any longer.
     wrong: bool,
+    orphans: Vec<u16>,
 }
 
 impl<D: Disk> Pledges<D> {
@@ -82,7 +83,8 @@ impl<D: Disk> Pledges<D> {
     pub fn open(disk: D, state_dir: &Path) -> Pledges<D> {
         let path = state_dir.join("pledges");
         let (slots, unwritten) = (Vec::new(), BTreeSet::new());
-        let mut pledges = Pledges { disk, path, file: None, slots, turn: 0, unwritten, wrong: false };
+        let mut pledges =
+            Pledges { disk, path, file: None, slots, turn: 0, unwritten, wrong: false, orphans: Vec::new() };
         match pledges.read() {
             Ok(0) => {}
             Ok(torn) => log::warn!(
@@ -134,7 +136,7 @@ impl<D: Disk> Pledges<D> {
         for place in &mut self.slots {
             let keep = |slot: Slot| is_there(slot.lane, slot.number).unwrap_or(slot.step == Step::Over);
             if !place.is_none_or(keep) {
-                *place = None;
+                self.orphans.extend(place.take().filter(Slot::is_open).map(|slot| slot.id));
                 // Numbers may be used again where a whole log was deleted: then this must not stand in the file.
                 self.wrong = true;
             }
@@ -147,6 +149,12 @@ impl<D: Disk> Pledges<D> {
             received: slot.step == Step::Received,
         };
         open.map(kept).collect()
+    }
+
+    /// Identifiers that the server may still hold for a message that was gone at the start: a new message under one of
+    /// them would be taken for its repetition.
+    pub fn orphans(&self) -> &[u16] {
+        &self.orphans
     }
 
     /// The messages of a lane that are through, though its log has them.

@@ -96,6 +96,11 @@ impl<D: Disk + Clone> Worker<D> {
         worker
     }
 
+    /// As `Pledges::orphans`.
+    pub fn orphans(&self) -> &[u16] {
+        self.pledges.orphans()
+    }
+
     pub fn figures(&self) -> Arc<StoreFigures> {
         self.figures.clone()
     }
