@@ -2,9 +2,8 @@
 //! does not stand behind seconds of the rest.
 //!
 //! What is written cannot be overtaken, so the bytes that the far end has not acknowledged are held to a budget: what the
-//! uplink delivers in two round trips and a little. The rate is what the kernel says was acknowledged over a span of time;
-//! each time that the budget is what holds us back, the rate seen is at least half of what it allows, so that it doubles
-//! until the uplink is full. A configured limit works in the same place. Pure: time, counts and answers. It only ever
+//! uplink delivers in a round trip and a little. The rate is what the kernel says was acknowledged over a span of time;
+//! while it still grows the budget is two round trips' worth, so that it doubles until the uplink is full. A configured limit works in the same place. Pure: time, counts and answers. It only ever
 //! says how long to wait, and drops nothing.
 
 use std::time::Duration;
@@ -20,7 +19,9 @@ const LEAST: u64 = 8 * 1024;
 /// The least in segments: a far end may acknowledge only every second one, and the last only after 40 ms (RFC 1122
 /// section 4.2.3.2).
 const LEAST_SEGMENTS: u64 = 3;
-/// Beside two round trips: what our own waking up and the far end's acknowledging take.
+/// So many measurements in a row that were not a quarter higher than what was known: the uplink is full.
+const FULL: u8 = 3;
+/// Beside the round trips: what our own waking up and the far end's acknowledging take.
 const SLACK: Duration = Duration::from_millis(20);
 /// The rate is measured over a round trip, and at least over this: acknowledgements come in bunches.
 const SPAN: Duration = Duration::from_millis(50);
@@ -68,6 +69,8 @@ pub struct Pace {
     limit: Meter,
     /// Bytes a second in the last spans, the newest first; empty before the first.
     rates: [Option<u64>; SPANS],
+    /// Measurements since one was a quarter higher than what was known.
+    plateau: u8,
     /// When this span began, and the bytes acknowledged until then.
     span: Option<(Instant, u64)>,
     /// In this span we had less to send than was allowed: it says what the uplink can do at least, not what it can.
@@ -76,7 +79,7 @@ pub struct Pace {
 
 impl Pace {
     pub fn new(rate: Rate) -> Pace {
-        Pace { limit: Meter::new(rate), rates: [None; SPANS], span: None, idle: false }
+        Pace { limit: Meter::new(rate), rates: [None; SPANS], plateau: 0, span: None, idle: false }
     }
 
     /// What may be written now, at most `most` bytes.
@@ -88,7 +91,7 @@ impl Pace {
         }
         let budget = self.budget(kernel);
         // Not a little at a time: each piece costs a TLS record and a segment.
-        let start_below = budget - budget / 4;
+        let start_below = budget - budget / 8;
         if kernel.unacked > start_below {
             let wait = match self.rate() {
                 0 => kernel.round_trip / 4,
@@ -129,6 +132,8 @@ impl Pace {
         let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).max(1);
         let seen = acked.saturating_sub(before).saturating_mul(1_000_000) / micros;
         if !self.idle || seen >= self.rate() {
+            let grown = seen > self.rate() + self.rate() / 4;
+            self.plateau = if grown { 0 } else { self.plateau.saturating_add(1) };
             self.rates.rotate_right(1);
             if let Some(newest) = self.rates.first_mut() {
                 *newest = Some(seen);
@@ -143,7 +148,8 @@ impl Pace {
         if self.rates.iter().all(Option::is_none) {
             return FIRST.max(least);
         }
-        let span = kernel.round_trip.saturating_mul(2) + SLACK;
+        let trip = kernel.round_trip;
+        let span = if self.plateau < FULL { trip * 2 } else { trip + trip / 4 } + SLACK;
         let micros = u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
         (self.rate().saturating_mul(micros) / 1_000_000).max(least)
     }
@@ -266,7 +272,7 @@ mod tests {
                 let (delivered, longest) = uplink.drain(&mut pace, Duration::from_secs(20));
                 assert!(delivered * 10 >= rate * 20 * 9, "{delivered} at {rate} and {round_trip} ms");
                 let least = Duration::from_micros(LEAST * 1_000_000 / rate);
-                let limit = uplink.round_trip * 2 + least + Duration::from_millis(150);
+                let limit = uplink.round_trip * 5 / 4 + least + Duration::from_millis(150);
                 assert!(longest <= limit, "{longest:?} at {rate} and {round_trip} ms");
             }
         }
@@ -301,6 +307,7 @@ mod tests {
     fn what_trickles_teaches_nothing_that_slows_the_next_rush() {
         let (mut uplink, mut pace) = (Uplink::new(2_000_000, 50), Pace::new(Rate::default()));
         uplink.drain(&mut pace, Duration::from_secs(3));
+        uplink.now += Duration::from_millis(500);
         let before = pace.budget(uplink.kernel());
         for _ in 0..100 {
             assert!(matches!(pace.room(uplink.now, uplink.kernel(), 16 * 1024), Room::Bytes(1_000..)));
