@@ -5,14 +5,15 @@
 //! has. The latter cannot be asked for, so they are remembered in a file of the state directory. A file that cannot be
 //! read or written costs repeats after a change of the rules, and nothing else.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::timeout;
 
 use crate::config::PublishRule;
+use crate::outbox::replace_file;
 
 /// In the state directory.
 const FILE: &str = "local-broker.json";
@@ -76,7 +77,7 @@ impl Filters {
 
     async fn remember(&self) {
         let (path, known) = (self.path.clone(), self.known.clone());
-        let written = tokio::task::spawn_blocking(move || write(&path, &known));
+        let written = tokio::task::spawn_blocking(move || replace_file(&path, &serde_json::to_vec(&known)?));
         if let Ok(Ok(Err(error))) = timeout(WRITE_LIMIT, written).await {
             log::warn!("cannot write {}: {error}", self.path.display());
         }
@@ -90,16 +91,6 @@ fn recall(path: &Path) -> io::Result<Vec<String>> {
         Ok(_) | Err(_) => {}
     }
     Ok(serde_json::from_slice(&fs::read(path)?)?)
-}
-
-/// Whole or not at all, whatever happens to the power.
-fn write(path: &Path, filters: &[String]) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file = File::create(&new)?;
-    file.write_all(&serde_json::to_vec(filters)?)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
 /// The filters of the rules without those that another covers; everything where two of them overlap all the same.
