@@ -171,6 +171,8 @@ impl Picture {
             server: self.config.cloud.servers.get(usize::from(s.server)).map(server_name).unwrap_or_default(),
             tls: facts.as_ref().and_then(|f| f.tls.clone()),
             rtt_ms: facts.as_ref().and_then(|f| f.rtt_us).map(|us| f64::from(us) / 1000.0),
+            unacked_bytes: facts.as_ref().map(|f| f.unacked),
+            unsent_bytes: facts.as_ref().map(|f| f.unsent),
         });
         let lanes = self.lanes(hands);
         let outbox = LiveOutbox {

@@ -63,6 +63,9 @@ pub struct LiveSession {
     /// `1.3` or `1.2`; `None` without TLS.
     pub tls: Option<String>,
     pub rtt_ms: Option<f64>,
+    /// Bytes in the kernel that the far end has not acknowledged, and those of them not even sent (R-TX-7).
+    pub unacked_bytes: Option<u32>,
+    pub unsent_bytes: Option<u32>,
 }
 
 /// What the storage knows.
@@ -181,6 +184,8 @@ fn session(status: &Status, live: &Live) -> Value {
         "tls": known.and_then(|live| live.tls.clone()),
         "present": session.present,
         "rtt_ms": number(known.and_then(|live| live.rtt_ms).or(trip)),
+        "unacked_bytes": known.and_then(|live| live.unacked_bytes),
+        "unsent_bytes": known.and_then(|live| live.unsent_bytes),
     })
 }
 
@@ -418,8 +423,8 @@ mod tests {
 
     /// The keys of the contract, literally.
     const KEYS: &str = "state connected uplink class since last_inbound_ms next_attempt_ms session failover uplinks \
-                        outbox last_outage last_switch switches failback inhibited_until";
-    const SESSION: &str = "id server protocol tls present rtt_ms";
+                        outbox local last_outage last_switch switches failback inhibited_until";
+    const SESSION: &str = "id server protocol tls present rtt_ms unacked_bytes unsent_bytes";
     const FAILOVER: &str = "stored walk index";
     const UPLINK: &str = "name class step usable reason metered rtt_ms loss signal bytes_up bytes_down liveness_bytes \
                           spare_handshakes warm address send_buffer";
@@ -487,6 +492,8 @@ mod tests {
                 server: "broker.example.com:8883".into(),
                 tls: Some("1.3".into()),
                 rtt_ms: Some(f64::NAN),
+                unacked_bytes: Some(0),
+                unsent_bytes: Some(0),
             }),
             outbox: LiveOutbox { bytes: 600, oldest_accepted: Some(CLOCK.wall_ms - 12_999), lanes: vec![bulk()] },
             switches: BTreeMap::from([((name("wlan0"), name("wwan0"), Reason::NoServer), 2)]),
