@@ -850,14 +850,15 @@ impl Oracle {
                     told.proofs = [told.proofs[1], now];
                 }
             }
-            Event::DialFailed { attempt, reason, .. } | Event::Closed { attempt, reason, .. } => {
+            Event::DialFailed { attempt, reason, heard } | Event::Closed { attempt, reason, heard } => {
                 if matches!(self.last_blame, Some(Blame::Credentials | Blame::Identity)) {
                     self.slow_until = now;
                 }
                 self.last_blame = Some(reason.blame());
                 self.line_ends(attempt.0);
                 if let Some(dialled) = self.live.remove(&attempt.0) {
-                    if reason.blame() == Blame::Path {
+                    // A far end that resets what had proved itself has spoken through this interface.
+                    if reason.blame() == Blame::Path && !(*heard && dialled.proved) {
                         self.told(dialled.interface).failed_at = now;
                     }
                     if self.session == Some(attempt.0) {
