@@ -20,6 +20,9 @@ use tokio::io::unix::AsyncFd;
 /// Where the kernel says which boot this is (`random(4)`).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
+/// 1 January 2026, milliseconds since the epoch: a clock that shows less has not been set.
+pub const SET_SINCE: u64 = 1_767_225_600_000;
+
 /// Milliseconds since boot, suspend included (`CLOCK_BOOTTIME`, `clock_gettime(2)`).
 pub fn now() -> Instant {
     let time = clock_gettime(ClockId::Boottime);

@@ -138,6 +138,51 @@ impl Publish {
     }
 }
 
+/// The answer to a PUBLISH of this quality: PUBACK or PUBREC. Both versions agree on the form that means success, here and
+/// below.
+pub fn taken(qos: u8, id: u16) -> [u8; 4] {
+    short(if qos == 2 { 0x50 } else { 0x40 }, id)
+}
+
+/// PUBREL.
+pub fn release(id: u16) -> [u8; 4] {
+    short(0x62, id)
+}
+
+/// PUBCOMP; success even where the number is unknown, as a repeated PUBREL must end somewhere.
+pub fn complete(id: u16) -> [u8; 4] {
+    short(0x70, id)
+}
+
+/// PINGREQ.
+pub const PING: [u8; 2] = [0xc0, 0];
+
+/// DISCONNECT without the will; a session that may stay does.
+pub const FAREWELL: [u8; 2] = [0xe0, 0];
+
+/// A packet of a first byte and an identifier.
+fn short(first: u8, id: u16) -> [u8; 4] {
+    let [high, low] = id.to_be_bytes();
+    [first, 2, high, low]
+}
+
+/// Takes off the message expiry interval so many seconds that are over of it (MQTT 5.0 section 3.3.2.3.3); false when
+/// nothing is left.
+pub fn lower_expiry(properties: &mut [Property], age: u32) -> bool {
+    let interval = properties.iter_mut().find_map(|property| match property {
+        Property::MessageExpiryInterval(seconds) => Some(seconds),
+        _ => None,
+    });
+    match interval {
+        Some(seconds) if age > 0 && *seconds <= age => false,
+        Some(seconds) => {
+            *seconds -= age;
+            true
+        }
+        None => true,
+    }
+}
+
 /// Properties as the outbox keeps them: the bytes of the protocol. Empty for none.
 pub fn properties_to_bytes(properties: &Vec<Property>) -> Vec<u8> {
     if properties.is_empty() { Vec::new() } else { encode_properities_hdr(properties).unwrap_or_default() }

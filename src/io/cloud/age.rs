@@ -5,26 +5,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use flowsdk::mqtt_serde::mqttv5::common::properties::Property;
-
-/// Seconds from the epoch to 2026: a clock that shows less has not been set.
-const SET_SINCE: u64 = 1_767_225_600;
-
-/// Takes off the interval what is over of it; false when nothing is left.
-pub fn lower(properties: &mut [Property], age: u32) -> bool {
-    let interval = properties.iter_mut().find_map(|property| match property {
-        Property::MessageExpiryInterval(seconds) => Some(seconds),
-        _ => None,
-    });
-    match interval {
-        Some(seconds) if age > 0 && *seconds <= age => false,
-        Some(seconds) => {
-            *seconds -= age;
-            true
-        }
-        None => true,
-    }
-}
+use crate::io::clock::SET_SINCE;
+pub use crate::io::packet::lower_expiry as lower;
 
 /// Whole seconds since a message was accepted, at `accepted` milliseconds after the epoch.
 pub fn of(accepted: u64) -> u32 {
@@ -32,15 +14,13 @@ pub fn of(accepted: u64) -> u32 {
 }
 
 fn between(accepted: u64, now: u64) -> u32 {
-    if accepted / 1_000 < SET_SINCE {
-        0
-    } else {
-        u32::try_from(now.saturating_sub(accepted) / 1_000).unwrap_or(u32::MAX)
-    }
+    if accepted < SET_SINCE { 0 } else { u32::try_from(now.saturating_sub(accepted) / 1_000).unwrap_or(u32::MAX) }
 }
 
 #[cfg(test)]
 mod tests {
+    use flowsdk::mqtt_serde::mqttv5::common::properties::Property;
+
     use super::*;
 
     #[test]
@@ -55,10 +35,10 @@ mod tests {
 
     #[test]
     fn a_clock_that_was_not_set_makes_nothing_old() {
-        let then = (SET_SINCE + 1_000) * 1_000;
+        let then = SET_SINCE + 1_000_000;
         assert_eq!(between(then, then + 2_999), 2);
         assert_eq!((between(then, then - 1), between(then, 0)), (0, 0));
-        assert_eq!((between(0, then), between(SET_SINCE * 1_000 - 1, then)), (0, 0));
+        assert_eq!((between(0, then), between(SET_SINCE - 1, then)), (0, 0));
         assert_eq!(between(then, u64::MAX), u32::MAX);
     }
 }

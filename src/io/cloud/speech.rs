@@ -12,6 +12,7 @@ use flowsdk::mqtt_serde::mqttv5::common::properties::Property;
 use switchback_control::{Reason, Version};
 
 use crate::config::Cloud;
+pub use crate::io::packet::{FAREWELL, PING, complete, release, taken};
 use crate::io::packet::{Malformed, PACKET_MAX, Publish};
 use crate::topics;
 
@@ -210,24 +211,6 @@ pub fn publish(version: Version, publish: Publish) -> Result<Vec<u8>, String> {
     bytes(publish.into_packet(version))
 }
 
-/// The answer to a PUBLISH of this quality: PUBACK or PUBREC. The two versions agree on the success form.
-pub fn taken(qos: u8, id: u16) -> [u8; 4] {
-    let [high, low] = id.to_be_bytes();
-    [if qos == 2 { 0x50 } else { 0x40 }, 2, high, low]
-}
-
-/// PUBCOMP; success even where the number is unknown, as a repeated PUBREL must end somewhere.
-pub fn complete(id: u16) -> [u8; 4] {
-    let [high, low] = id.to_be_bytes();
-    [0x70, 2, high, low]
-}
-
-/// PUBREL, the same in both versions.
-pub fn release(id: u16) -> [u8; 4] {
-    let [high, low] = id.to_be_bytes();
-    [0x62, 2, high, low]
-}
-
 /// PUBREL for a number that we know nothing of, so that the server can forget it too (MQTT 5.0 section 3.6.2.1).
 pub fn release_unknown(version: Version, id: u16) -> Vec<u8> {
     let [high, low] = id.to_be_bytes();
@@ -257,12 +240,6 @@ fn rejection(code: u8, properties: &[Property]) -> Option<String> {
     });
     Some(text.map_or_else(|| format!("{word} ({code:#04x})"), |text: String| format!("{word} ({code:#04x}): {text}")))
 }
-
-/// PINGREQ, the same in both versions.
-pub const PING: [u8; 2] = [0xc0, 0];
-
-/// DISCONNECT without the will, the same in both versions.
-pub const FAREWELL: [u8; 2] = [0xe0, 0];
 
 /// Why a CONNACK refuses.
 pub fn refused(version: Version, code: u8) -> Reason {

@@ -9,7 +9,8 @@ use flowsdk::mqtt_serde::mqttv5::common::properties::Property;
 use flowsdk::mqtt_serde::mqttv5::{connectv5, subscribev5, unsubscribev5};
 use switchback_control::Version;
 
-use crate::io::packet::{Malformed, PACKET_MAX, Publish};
+pub use crate::io::packet::{FAREWELL, PING, complete, release, taken};
+use crate::io::packet::{Malformed, PACKET_MAX, Publish, lower_expiry};
 use crate::topics;
 
 /// Messages that the broker may have unacknowledged towards us; each may be as large as a packet and waits in memory while
@@ -158,43 +159,9 @@ pub fn publish(publish: Publish) -> Result<Vec<u8>, String> {
     bytes(publish.into_packet(Version::V5))
 }
 
-/// The answer to a PUBLISH of this quality: PUBACK or PUBREC.
-pub fn taken(qos: u8, id: u16) -> [u8; 4] {
-    short(if qos == 2 { 0x50 } else { 0x40 }, id)
-}
-
-/// PUBREL.
-pub fn release(id: u16) -> [u8; 4] {
-    short(0x62, id)
-}
-
-/// PUBCOMP; success even where the number is unknown, as a repeated PUBREL must end somewhere.
-pub fn complete(id: u16) -> [u8; 4] {
-    short(0x70, id)
-}
-
-/// PINGREQ.
-pub const PING: [u8; 2] = [0xc0, 0];
-
-/// DISCONNECT; the session stays.
-pub const FAREWELL: [u8; 2] = [0xe0, 0];
-
 /// Takes the time that a message waited here off its expiry interval (MQTT 5.0 section 3.3.2.3.3); false when none is left.
 pub fn age(properties: &mut [Property], waited: Duration) -> bool {
-    let own = properties.iter_mut().find_map(|property| match property {
-        Property::MessageExpiryInterval(seconds) => Some(seconds),
-        _ => None,
-    });
-    let Some(seconds) = own else { return true };
-    let waited = u32::try_from(waited.as_secs()).unwrap_or(u32::MAX);
-    *seconds = seconds.saturating_sub(waited);
-    *seconds > 0 || waited == 0
-}
-
-/// A packet of a first byte and an identifier, which means success.
-fn short(first: u8, id: u16) -> [u8; 4] {
-    let [high, low] = id.to_be_bytes();
-    [first, 2, high, low]
+    lower_expiry(properties, u32::try_from(waited.as_secs()).unwrap_or(u32::MAX))
 }
 
 fn bytes(packet: MqttPacket) -> Result<Vec<u8>, String> {

@@ -7,6 +7,7 @@ use std::io;
 
 use flowsdk::mqtt_serde::mqttv5::common::properties::Property;
 
+use crate::io::clock::SET_SINCE;
 use crate::io::packet::properties_from_bytes;
 use crate::outbox::{Disk, Outbox, Record};
 
@@ -14,8 +15,6 @@ use crate::outbox::{Disk, Outbox, Record};
 const LOOK_MAX: usize = 1024;
 /// A look ends after so many that may stay: what is behind them is younger, unless ages are very mixed.
 const FRESH_MAX: usize = 64;
-/// 1 January 2026, milliseconds since the epoch: a clock that shows less has not been set.
-const CLOCK_LEAST: u64 = 1_767_225_600_000;
 
 /// How far the looks have come.
 #[derive(Default)]
@@ -58,7 +57,7 @@ fn next<D: Disk>(outbox: &mut Outbox<D>, after: u64) -> Option<Record> {
 }
 
 fn is_expired(record: &Record, wall: u64) -> bool {
-    if record.properties.is_empty() || record.accepted < CLOCK_LEAST || wall < record.accepted {
+    if record.properties.is_empty() || record.accepted < SET_SINCE || wall < record.accepted {
         return false;
     }
     let seconds = properties_from_bytes(&record.properties).into_iter().find_map(|property| match property {
