@@ -102,13 +102,17 @@ pub struct Pledge {
     pub received: bool,
 }
 
+/// Bytes of payload that one reading of the store brings, and one message more.
+pub const READ_MAX: usize = 64 * 1024;
+
 /// The identifiers of messages of QoS 2, one place on disk for each: as many as may be on their way at once.
 pub const PLEDGED: std::ops::RangeInclusive<u16> = 64_001..=64_256;
 
 /// What the store is asked for.
 pub enum StoreJob {
     Append(Body),
-    Fetch(Seq, oneshot::Sender<Option<Body>>),
+    /// Read these, of one lane and ascending; told as `Corridor::read` tells it.
+    Read(Vec<Seq>, oneshot::Sender<Vec<Option<Body>>>),
     /// Everything of its lane up to here may be forgotten.
     Release(Seq),
     /// These will never be sent: what of them is not written yet need not be.
@@ -228,14 +232,20 @@ impl Corridor {
         offer
     }
 
-    /// The body of an admitted message; `None` when it was released or cannot be read any more.
-    pub async fn fetch(&self, seq: Seq) -> Option<Body> {
-        if let Some(body) = self.lock().held.get(&seq) {
-            return Some(body.clone());
+    /// The body of an admitted message, where memory has it.
+    pub fn held(&self, seq: Seq) -> Option<Body> {
+        self.lock().held.get(&seq).cloned()
+    }
+
+    /// The bodies of these messages of one lane out of the store, from the first on; `None` for one that is released or
+    /// lost. Fewer than asked for where the rest is much (`READ_MAX`) or cannot be read now, and none where the first
+    /// cannot.
+    pub async fn read(&self, seqs: Vec<Seq>) -> Vec<Option<Body>> {
+        let (answer, bodies) = oneshot::channel();
+        if self.0.store.send(StoreJob::Read(seqs, answer)).is_err() {
+            return Vec::new();
         }
-        let (answer, body) = oneshot::channel();
-        self.0.store.send(StoreJob::Fetch(seq, answer)).ok()?;
-        body.await.ok().flatten()
+        bodies.await.unwrap_or_default()
     }
 
     /// `Action::Admit`: the message is ours, under this number, from this moment on.

@@ -2,6 +2,8 @@
 
 #[path = "cloud/bench.rs"]
 mod bench;
+#[path = "cloud/disk.rs"]
+mod disk;
 #[path = "cloud/early.rs"]
 mod early;
 #[path = "cloud/exact.rs"]

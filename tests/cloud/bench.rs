@@ -1,7 +1,7 @@
 //! The bench: a real broker on loopback with its own authority, a wire that can be cut, a client that watches, and the
 //! adapter under test. Ends only what it started.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -234,6 +234,10 @@ pub struct Told {
     pub rejected: Vec<(Seq, String)>,
     pub pledges: BTreeMap<u16, Pledge>,
     pub broken: bool,
+    pub disk_takes: Option<Duration>,
+    /// What memory does not have, and what of it the disk cannot read.
+    pub on_disk: BTreeSet<Seq>,
+    pub unreadable: BTreeSet<Seq>,
     /// The file for what the cloud's messages of QoS 2 were taken.
     pub taken: Option<PathBuf>,
 }
@@ -266,6 +270,16 @@ impl Stack {
         Seq(seq)
     }
 
+    /// The next answer of a disk that answers all at once, whenever it has synced.
+    async fn disk(&self) {
+        let takes = self.told().disk_takes.unwrap_or(Duration::from_millis(2));
+        sleep(takes).await;
+    }
+
+    fn find(&self, seq: Seq) -> Option<Body> {
+        self.bodies.lock().unwrap().iter().find(|body| body.seq == seq).cloned()
+    }
+
     pub fn remove(&self, seq: Seq) {
         self.bodies.lock().unwrap().retain(|body| body.seq != seq);
     }
@@ -280,8 +294,14 @@ impl Stack {
 }
 
 impl Bodies for Stack {
-    async fn fetch(&self, seq: Seq) -> Option<Body> {
-        self.bodies.lock().unwrap().iter().find(|body| body.seq == seq).cloned()
+    fn held(&self, seq: Seq) -> Option<Body> {
+        let told = self.told();
+        if told.on_disk.contains(&seq) { None } else { self.find(seq) }
+    }
+
+    async fn read(&self, seqs: Vec<Seq>) -> Vec<Option<Body>> {
+        self.disk().await;
+        seqs.into_iter().take_while(|seq| !self.told().unreadable.contains(seq)).map(|seq| self.find(seq)).collect()
     }
 
     fn sent(&self, seq: Seq) {
@@ -293,8 +313,7 @@ impl Bodies for Stack {
     }
 
     async fn pledge(&self, pledge: Pledge) -> bool {
-        // As a disk would.
-        sleep(Duration::from_millis(2)).await;
+        self.disk().await;
         let mut told = self.told();
         if !told.broken {
             told.pledges.insert(pledge.id, pledge);

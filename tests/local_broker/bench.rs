@@ -222,7 +222,7 @@ impl Heart {
 }
 
 async fn note(corridor: &Corridor, ups: &Mutex<Vec<Up>>, ticket: Ticket, seq: Seq) {
-    let body = corridor.fetch(seq).await.unwrap();
+    let body = corridor.held(seq).unwrap();
     let text = String::from_utf8_lossy(&body.payload).into_owned();
     ups.lock().unwrap().push(Up { topic: body.topic.clone(), text, qos: body.qos, retain: body.retain });
     corridor.accept(ticket);

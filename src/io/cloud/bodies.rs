@@ -12,8 +12,10 @@ use crate::corridor::{Body, Corridor, Pledge};
 
 /// Where message bodies come from, and where is told what becomes of them.
 pub trait Bodies: Send + Sync + 'static {
-    /// The body of an admitted message; `None` when there is none any more.
-    fn fetch(&self, seq: Seq) -> impl Future<Output = Option<Body>> + Send;
+    /// The body of an admitted message, where memory has it.
+    fn held(&self, seq: Seq) -> Option<Body>;
+    /// As `Corridor::read`.
+    fn read(&self, seqs: Vec<Seq>) -> impl Future<Output = Vec<Option<Body>>> + Send;
     /// Its last byte was handed to the kernel.
     fn sent(&self, seq: Seq);
     /// The server will never take it, and why; told before `Event::Rejected`.
@@ -27,8 +29,12 @@ pub trait Bodies: Send + Sync + 'static {
 }
 
 impl Bodies for Corridor {
-    fn fetch(&self, seq: Seq) -> impl Future<Output = Option<Body>> + Send {
-        Corridor::fetch(self, seq)
+    fn held(&self, seq: Seq) -> Option<Body> {
+        Corridor::held(self, seq)
+    }
+
+    fn read(&self, seqs: Vec<Seq>) -> impl Future<Output = Vec<Option<Body>>> + Send {
+        Corridor::read(self, seqs)
     }
 
     fn sent(&self, seq: Seq) {
@@ -54,7 +60,8 @@ impl Bodies for Corridor {
 
 /// `Bodies` of any kind, whose answers may be waited for anywhere.
 pub trait AnyBodies: Send + Sync {
-    fn fetch(&self, seq: Seq) -> Answer<Option<Body>>;
+    fn held(&self, seq: Seq) -> Option<Body>;
+    fn read(&self, seqs: Vec<Seq>) -> Answer<Vec<Option<Body>>>;
     fn sent(&self, seq: Seq);
     fn rejected(&self, seq: Seq, why: String);
     fn pledge(&self, pledge: Pledge) -> Answer<bool>;
@@ -65,9 +72,13 @@ pub trait AnyBodies: Send + Sync {
 pub type Answer<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl<B: Bodies> AnyBodies for Arc<B> {
-    fn fetch(&self, seq: Seq) -> Answer<Option<Body>> {
+    fn held(&self, seq: Seq) -> Option<Body> {
+        self.as_ref().held(seq)
+    }
+
+    fn read(&self, seqs: Vec<Seq>) -> Answer<Vec<Option<Body>>> {
         let bodies = self.clone();
-        Box::pin(async move { bodies.as_ref().fetch(seq).await })
+        Box::pin(async move { bodies.as_ref().read(seqs).await })
     }
 
     fn sent(&self, seq: Seq) {

@@ -5,12 +5,15 @@
 //! applications or for a disk. The server's Receive Maximum is never exceeded, nothing is sent before CONNACK but CONNECT
 //! and messages of QoS 1 within what the server last allowed (MQTT 5.0 section 3.1.4, R-CS-4), and PUBACKs go out in the
 //! order in which the messages came. The connection's own duty is MQTT's keep alive; whether the peer is alive is not
-//! judged here. `read` and `write` hold those two loops, `encode` makes packets, `queue` has what waits. It is long,
-//! because the desk stands with the loops that share it.
+//! judged here. `read` and `write` hold those two loops; `queue` has what waits, `gather` and `encode` make packets of it,
+//! and `shelf` has what is under way between it and the disk. It is long, because the desk stands with the loops that
+//! share it.
 
 mod encode;
+mod gather;
 mod queue;
 mod read;
+mod shelf;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -33,7 +36,7 @@ use super::speech::{self, Limits, Will};
 use super::{Answer, FAREWELL_LIMIT, Facts, Order, Shared, Voice};
 use crate::corridor::{Downlink, PLEDGED, Pledge};
 use crate::io::packet::{Publish, properties_to_bytes};
-use queue::Queue;
+use queue::{Lack, Queue};
 
 /// Acknowledgements and pings waiting to be written; a server that makes us owe more does not read what it asks for.
 const CONTROL_MAX: usize = 64 * 1024;
@@ -296,7 +299,7 @@ impl Desk {
     /// A numbered message has had its answer: one more may be sent, and what lacked an identifier may have one.
     fn give_back(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
-        self.queue.resume();
+        self.queue.resume_all(Lack::Identifier);
     }
 }
 

@@ -175,18 +175,16 @@ impl<D: Disk + Clone> Lane<D> {
         }
     }
 
-    pub fn fetch(&mut self, seq: Seq) -> Option<Body> {
-        if let Some(body) = self.waiting.iter().find(|body| body.seq == seq) {
-            return Some(body.clone());
+    /// A message that is kept here; `None` when it was released or is lost.
+    ///
+    /// # Errors
+    /// The disk cannot read it now.
+    pub fn fetch(&mut self, seq: Seq) -> io::Result<Option<Body>> {
+        if let Ok(place) = self.waiting.binary_search_by_key(&seq, |body| body.seq) {
+            return Ok(self.waiting.get(place).cloned());
         }
-        let Log::Open(outbox) = &mut self.log else { return None };
-        match outbox.read(seq) {
-            Ok(record) => record.map(Arc::new),
-            Err(error) => {
-                log::error!("outbox: message {seq} cannot be read: {error}");
-                None
-            }
-        }
+        let Log::Open(outbox) = &mut self.log else { return Ok(None) };
+        Ok(outbox.read(seq)?.map(Arc::new))
     }
 
     /// These will never be sent: what is not written yet need not be.

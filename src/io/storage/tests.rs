@@ -89,8 +89,8 @@ impl Turned {
 
     fn fetch(&mut self, seq: Seq) -> Option<Body> {
         let (answer, mut told) = oneshot::channel();
-        self.take(StoreJob::Fetch(seq, answer));
-        told.try_recv().unwrap()
+        self.take(StoreJob::Read(vec![seq], answer));
+        told.try_recv().unwrap().pop().unwrap()
     }
 
     /// Does what is due at this moment; what the loop hears.

@@ -18,7 +18,7 @@ use super::aside::SetAsides;
 use super::lane::Lane;
 use super::pledges::{Kept, Pledges};
 use super::{Events, LaneFigures, StoreFigures, show};
-use crate::corridor::{Body, Corridor, Pledge, StoreJob};
+use crate::corridor::{Body, Corridor, Pledge, READ_MAX, StoreJob};
 use crate::outbox::{Disk, MAX_RECORD};
 
 /// How often a failing store is tried again.
@@ -193,10 +193,7 @@ impl<D: Disk + Clone> Worker<D> {
                     lane.ask(body);
                 }
             }
-            StoreJob::Fetch(seq, answer) => {
-                let body = self.lane(seq).and_then(|lane| lane.fetch(seq));
-                let _ = answer.send(body);
-            }
+            StoreJob::Read(seqs, answer) => drop(answer.send(self.read(&seqs))),
             StoreJob::Discard(from, through) => {
                 if let Some(lane) = self.lane(from) {
                     lane.discard(from.number(), through.number());
@@ -221,8 +218,33 @@ impl<D: Disk + Clone> Worker<D> {
         }
     }
 
+    /// As `Corridor::read`.
+    fn read(&mut self, seqs: &[Seq]) -> Vec<Option<Body>> {
+        let (mut bodies, mut bytes) = (Vec::with_capacity(seqs.len()), 0);
+        for seq in seqs {
+            let Some(lane) = self.lane(*seq) else {
+                bodies.push(None);
+                continue;
+            };
+            match lane.fetch(*seq) {
+                Ok(body) => {
+                    bytes += body.as_ref().map_or(0, |body| body.payload.len());
+                    bodies.push(body);
+                }
+                Err(error) => {
+                    log::error!("outbox: message {seq} cannot be read: {error}");
+                    break;
+                }
+            }
+            if bytes >= READ_MAX {
+                break;
+            }
+        }
+        bodies
+    }
+
     fn set_aside(&mut self, seq: Seq, body: Option<Body>, why: &str) {
-        let body = body.or_else(|| self.lane(seq)?.fetch(seq));
+        let body = body.or_else(|| self.lane(seq)?.fetch(seq).ok()?);
         let class = self.places.get(usize::from(seq.lane().0)).map_or("", |place| &place.class);
         match body {
             Some(body) => self.asides.add(&body, class, why, wall_millis()),

@@ -5,7 +5,7 @@
 //! first, those of one priority as they came. Always true: the order within a lane is kept, and no lane waits for ever
 //! behind a busier one. Bounded by the heart's window.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use switchback_control::{Lane, LaneRules, Seq};
 use tokio::time::Instant;
@@ -25,8 +25,19 @@ pub struct Queue {
 struct Waiters {
     priority: u8,
     waiting: VecDeque<Order>,
-    /// Its first message lacks something: the lane waits for `resume`.
-    held: bool,
+    /// What its first message lacks, or those before it.
+    lacks: BTreeSet<Lack>,
+}
+
+/// What a lane waits for while others go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lack {
+    /// An identifier of QoS 2.
+    Identifier,
+    /// Its body, which is read from the disk.
+    Body,
+    /// That the messages before it are pledged.
+    Pledge,
 }
 
 /// A message that may be sent.
@@ -56,7 +67,7 @@ impl Queue {
     /// What is written next.
     pub fn take(&mut self) -> Option<Order> {
         let fronts = || {
-            let free = self.lanes.iter().filter(|(_, lane)| !lane.held);
+            let free = self.lanes.iter().filter(|(_, lane)| lane.lacks.is_empty());
             free.filter_map(|(lane, of)| of.waiting.front().map(|order| (*lane, of.priority, order.arrival)))
         };
         let (oldest, ..) = fronts().min_by_key(|(.., arrival)| *arrival)?;
@@ -68,7 +79,7 @@ impl Queue {
 
     /// The first of any lane that satisfies, wherever it stands.
     pub fn take_out(&mut self, wanted: impl Fn(Seq) -> bool) -> Option<Order> {
-        self.lanes.values_mut().filter(|lane| !lane.held).find_map(|lane| {
+        self.lanes.values_mut().filter(|lane| lane.lacks.is_empty()).find_map(|lane| {
             let place = lane.waiting.iter().position(|order| wanted(order.seq))?;
             lane.waiting.remove(place)
         })
@@ -79,14 +90,31 @@ impl Queue {
         self.lane(order.seq.lane()).waiting.push_front(order);
     }
 
-    /// Nothing of this lane goes out before `resume`.
-    pub fn hold(&mut self, lane: Lane) {
-        self.lane(lane).held = true;
+    /// Nothing of this lane goes out before it has what it lacks.
+    pub fn hold(&mut self, lane: Lane, lack: Lack) {
+        self.lane(lane).lacks.insert(lack);
     }
 
-    /// Whatever lanes were held for may be there now.
-    pub fn resume(&mut self) {
-        self.lanes.values_mut().for_each(|lane| lane.held = false);
+    pub fn resume(&mut self, lane: Lane, lack: Lack) {
+        self.lane(lane).lacks.remove(&lack);
+    }
+
+    /// Any lane that lacked this may have it now.
+    pub fn resume_all(&mut self, lack: Lack) {
+        for lane in self.lanes.values_mut() {
+            lane.lacks.remove(&lack);
+        }
+    }
+
+    /// Whether a lane waits for the disk.
+    pub fn wants_disk(&self) -> bool {
+        let disk = |lane: &Waiters| lane.lacks.contains(&Lack::Body) || lane.lacks.contains(&Lack::Pledge);
+        self.lanes.values().any(disk)
+    }
+
+    /// What of this lane goes out next, in order.
+    pub fn upcoming(&self, lane: Lane) -> impl Iterator<Item = Seq> {
+        self.lanes.get(&lane).into_iter().flat_map(|lane| &lane.waiting).map(|order| order.seq)
     }
 
     pub fn len(&self) -> usize {
@@ -163,9 +191,12 @@ mod tests {
         push(&mut queue, 2, 0..1);
         let order = queue.take().unwrap();
         queue.put_back(order);
-        queue.hold(Lane(0));
+        queue.hold(Lane(0), Lack::Body);
+        queue.hold(Lane(0), Lack::Pledge);
         assert_eq!((take(&mut queue), take(&mut queue)), (Some((2, 0)), None));
-        queue.resume();
+        queue.resume_all(Lack::Body);
+        assert_eq!((take(&mut queue), queue.wants_disk()), (None, true));
+        queue.resume(Lane(0), Lack::Pledge);
         assert_eq!((take(&mut queue), take(&mut queue)), (Some((0, 0)), Some((0, 1))));
     }
 
