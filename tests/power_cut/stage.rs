@@ -52,6 +52,12 @@ pub struct Notes {
     console: Option<File>,
 }
 
+impl Note {
+    fn got(&self) -> Option<&str> {
+        if let Note::Got(name) = self { Some(name) } else { None }
+    }
+}
+
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -74,6 +80,13 @@ impl Notes {
             unsafe { libc::tcdrain(console.as_raw_fd()) };
         }
         all.push((at, note));
+    }
+
+    /// Messages that are safe and not at the cloud, as far as this stage has seen.
+    pub fn owed(&self) -> usize {
+        let all = self.all.lock().unwrap();
+        let got: HashSet<&str> = all.iter().filter_map(|(_, note)| note.got()).collect();
+        all.iter().filter(|(_, note)| matches!(note, Note::Acked(name) if !got.contains(name.as_str()))).count()
     }
 
     pub fn all(&self) -> Vec<(u64, Note)> {
@@ -357,6 +370,8 @@ impl Cloud {
 /// An application that publishes as fast as it is told that its messages are safe, until it is dropped.
 pub struct Application {
     ends: Arc<AtomicBool>,
+    /// It offers nothing new.
+    rests: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -365,15 +380,24 @@ const IN_FLIGHT: usize = 24;
 
 impl Application {
     pub fn start(stage: &Stage, counter: Arc<AtomicU64>, pace: Duration) -> Application {
-        let ends = Arc::<AtomicBool>::default();
-        let (socket, notes, over) = (stage.dir.join("run/mqtt.sock"), stage.notes.clone(), ends.clone());
+        let (ends, rests) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let (socket, notes) = (stage.dir.join("run/mqtt.sock"), stage.notes.clone());
+        let (over, idle) = (ends.clone(), rests.clone());
         let thread = thread::spawn(move || {
             while !over.load(Ordering::Relaxed) {
-                let _ = talk(&socket, &notes, &counter, pace, &over);
+                let _ = talk(&socket, &notes, &counter, pace, &|| {
+                    let over = over.load(Ordering::Relaxed);
+                    (over, over || idle.load(Ordering::Relaxed))
+                });
                 sleep(Duration::from_millis(20));
             }
         });
-        Application { ends, thread: Some(thread) }
+        Application { ends, rests, thread: Some(thread) }
+    }
+
+    /// Offers nothing new for now, or does again.
+    pub fn rest(&self, rests: bool) {
+        self.rests.store(rests, Ordering::Relaxed);
     }
 }
 
@@ -386,14 +410,25 @@ impl Drop for Application {
     }
 }
 
-fn talk(socket: &Path, notes: &Notes, counter: &AtomicU64, pace: Duration, over: &AtomicBool) -> io::Result<()> {
+/// `told` says whether this is over, and whether nothing new is offered.
+fn talk(
+    socket: &Path,
+    notes: &Notes,
+    counter: &AtomicU64,
+    pace: Duration,
+    told: &dyn Fn() -> (bool, bool),
+) -> io::Result<()> {
     let mut stream = UnixStream::connect(socket)?;
     stream.write_all(b"\x10\x0f\0\x04MQTT\x04\x02\0\0\0\x03app")?;
     stream.set_read_timeout(Some(pace.max(Duration::from_millis(1))))?;
     let (mut waiting, mut input, mut chunk) = (HashMap::new(), Vec::new(), [0; 4096]);
     let (mut next, mut due) = (1_u16, Instant::now());
-    while !over.load(Ordering::Relaxed) || !waiting.is_empty() {
-        if waiting.len() < IN_FLIGHT && Instant::now() >= due && !over.load(Ordering::Relaxed) {
+    loop {
+        let (over, rests) = told();
+        if over && waiting.is_empty() {
+            return Ok(());
+        }
+        if waiting.len() < IN_FLIGHT && Instant::now() >= due && !rests {
             due = Instant::now() + pace;
             let number = counter.fetch_add(1, Ordering::Relaxed);
             let topic = ["normal/a", "critical/a", "bulk/a", "twice/a"][number as usize % 4];
@@ -427,7 +462,6 @@ fn talk(socket: &Path, notes: &Notes, counter: &AtomicU64, pace: Duration, over:
             }
         }
     }
-    Ok(())
 }
 
 fn publish(topic: &str, qos: u8, id: u16, payload: &[u8]) -> Vec<u8> {
