@@ -17,6 +17,7 @@ use std::time::Duration;
 use bench::*;
 use flowsdk::mqtt_serde::control_packet::MqttPacket;
 use switchback::config::Server;
+use switchback::io::packet::Publish;
 use switchback_control::{Attempt, Event, Goodbye, Reason, Seq, Step, Version};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep, timeout};
@@ -425,6 +426,43 @@ async fn the_will_speaks_when_we_cannot() {
 }
 
 #[tokio::test]
+async fn what_is_over_the_servers_quota_is_sent_again_and_blocks_nobody() {
+    let (listener, port) = fake().await;
+    let mut config = config(port);
+    config.cloud.base = String::new();
+    let mut rig = Rig::new(config);
+    let attempt = rig.dial();
+    let (mut server, _) = listener.accept().await.unwrap();
+    rig.until(|event| matches!(event, Event::Dialled { .. })).await;
+    rig.cloud.connect(attempt, Version::V5, Duration::from_secs(30));
+    listen(&mut server, Version::V5, Duration::from_millis(100)).await;
+    server.write_all(&[0x20, 3, 0, 0, 0]).await.unwrap();
+    rig.until(|event| matches!(event, Event::Connected { .. })).await;
+    let seqs: Vec<Seq> = [1, 2, 1].iter().zip(1..).map(|(qos, n)| rig.stack.put(n, "t", b"x", *qos)).collect();
+    seqs.iter().for_each(|seq| rig.cloud.transmit(attempt, *seq, false));
+    assert_eq!(listen(&mut server, Version::V5, SHORT).await.len(), 3);
+    // The third is taken, the others are not: PUBACK and PUBREC with "quota exceeded".
+    for answer in [&[0x40, 3, 0, 1, 0x97][..], &[0x50, 3, 0xfa, 0x01, 0x97], &[0x40, 2, 0, 2]] {
+        server.write_all(answer).await.unwrap();
+    }
+    rig.acked(vec![seqs[2]]).await;
+    assert_eq!(listen(&mut server, Version::V5, SHORT).await.len(), 0);
+    let mut again = Vec::new();
+    for packet in listen(&mut server, Version::V5, Duration::from_secs(1)).await {
+        let publish = Publish::from_packet(packet).unwrap();
+        assert!(!publish.dup);
+        again.push(publish.qos);
+        let [high, low] = publish.id.unwrap().to_be_bytes();
+        let answer = if publish.qos == 2 { [0x50, 2, high, low] } else { [0x40, 2, high, low] };
+        server.write_all(&answer).await.unwrap();
+    }
+    again.sort_unstable();
+    assert_eq!(again, [1, 2]);
+    rig.acked(vec![seqs[0]]).await;
+    assert!(rig.stack.told().rejected.is_empty());
+}
+
+#[tokio::test]
 async fn what_the_server_cannot_take_is_rejected_and_blocks_nobody() {
     let broker = Broker::start("max_packet_size 2000");
     let mut config = config(broker.port);
@@ -471,10 +509,10 @@ async fn the_servers_window_is_never_exceeded_and_its_keep_alive_is_kept() {
     // What was written has arrived, though six more wait.
     rig.cloud.drain(attempt);
     rig.until(|event| *event == Event::Drained { attempt, empty: true }).await;
-    // One is acknowledged with "quota exceeded": reported, and one more may go.
-    server.write_all(&[0x40, 3, 0, 1, 0x97]).await.unwrap();
+    // One is acknowledged with "not authorized": reported, and one more may go.
+    server.write_all(&[0x40, 3, 0, 1, 0x87]).await.unwrap();
     rig.until(|event| *event == Event::Rejected { attempt, seq: Seq(0) }).await;
-    assert_eq!(rig.stack.told().rejected, [(Seq(0), "quota exceeded (0x97)".to_owned())]);
+    assert_eq!(rig.stack.told().rejected, [(Seq(0), "not authorized (0x87)".to_owned())]);
     let heard = listen(&mut server, Version::V5, SHORT).await;
     assert_eq!(heard.iter().filter(|packet| matches!(packet, MqttPacket::Publish5(_))).count(), 1, "{heard:?}");
     // "Use another server".

@@ -181,7 +181,9 @@ pub fn in_words(reason: Reason) -> String {
         Reason::Dns => "the name servers of this uplink do not answer or do not know the name",
         Reason::NoServer => "no answer",
         Reason::NoRoute => "the server cannot be reached from there",
-        Reason::Refused => "connection refused; does the server run, and is the port in cloud.servers right?",
+        Reason::Refused => {
+            "connection refused; unless the journal names the server's own words: does it run, is the port in cloud.servers right?"
+        }
         Reason::Reset => "the connection was reset",
         Reason::ServerShutDown => "the server closed the connection",
         Reason::TimeLimit => "it answered, but did not finish in time",

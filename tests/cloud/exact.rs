@@ -177,9 +177,9 @@ async fn a_refusal_sets_the_message_aside_and_an_unknown_word_is_answered() {
     let seq = stage.rig.stack.put(1, "t", b"x", 2);
     stage.rig.cloud.transmit(attempt, seq, false);
     stage.heard(&mut server).await;
-    server.write_all(&[0x50, 3, 0xfa, 0x01, 0x97]).await.unwrap();
+    server.write_all(&[0x50, 3, 0xfa, 0x01, 0x87]).await.unwrap();
     stage.rig.until(|event| *event == Event::Rejected { attempt, seq }).await;
-    assert_eq!(stage.rig.stack.told().rejected, [(seq, "quota exceeded (0x97)".to_owned())]);
+    assert_eq!(stage.rig.stack.told().rejected, [(seq, "not authorized (0x87)".to_owned())]);
     assert!(stage.rig.stack.pledges().is_empty());
     // PUBREC, PUBCOMP and PUBREL of numbers that nobody has.
     for bytes in [received(FIRST), received(7), completed(FIRST), completed(7), [0x62, 2, 0, 9]] {

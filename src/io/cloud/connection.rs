@@ -14,6 +14,7 @@ mod gather;
 mod queue;
 mod read;
 mod shelf;
+mod turned_away;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -37,6 +38,7 @@ use super::{Answer, FAREWELL_LIMIT, Facts, Order, Shared, Voice};
 use crate::corridor::{Downlink, PLEDGED, Pledge};
 use crate::io::packet::{Publish, properties_to_bytes};
 use queue::{Lack, Queue};
+use turned_away::TurnedAway;
 
 /// Acknowledgements and pings waiting to be written; a server that makes us owe more does not read what it asks for.
 const CONTROL_MAX: usize = 64 * 1024;
@@ -249,6 +251,7 @@ struct Desk {
     overrun: bool,
     /// Why the server last rejected a message; the same is not said twice in a row.
     rejected: String,
+    turned_away: TurnedAway,
 }
 
 struct Open {

@@ -35,12 +35,12 @@ pub enum Heard {
     /// PUBACK; `refused` says why, where the server does not take the message.
     Acked {
         id: u16,
-        refused: Option<String>,
+        refused: Option<Rejection>,
     },
     /// PUBREC, likewise.
     Received {
         id: u16,
-        refused: Option<String>,
+        refused: Option<Rejection>,
     },
     /// PUBCOMP, with whatever code: the exchange is over.
     Completed {
@@ -220,8 +220,22 @@ pub fn release_unknown(version: Version, id: u16) -> Vec<u8> {
     }
 }
 
-/// Why a server does not take a message, in words (MQTT 5.0 sections 3.4.2.1 and 3.5.2.1); `None` where it does.
-fn rejection(code: u8, properties: &[Property]) -> Option<String> {
+/// That a server does not take a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// In words.
+    pub why: String,
+    /// For how long it is worth trying again: none where it will never be taken.
+    pub worth: Duration,
+}
+
+/// A quota that is used up: those of brokers are by the minute, rarely by the hour.
+const WORTH_QUOTA: Duration = Duration::from_secs(3600);
+/// An error that says nothing of the message.
+const WORTH_ERROR: Duration = Duration::from_secs(60);
+
+/// Why a server does not take a message (MQTT 5.0 sections 3.4.2.1 and 3.5.2.1); `None` where it does.
+fn rejection(code: u8, properties: &[Property]) -> Option<Rejection> {
     if code < 0x80 {
         return None;
     }
@@ -238,14 +252,21 @@ fn rejection(code: u8, properties: &[Property]) -> Option<String> {
         Property::ReasonString(text) => Some(text.chars().filter(|c| !c.is_control()).take(REASON_MAX).collect()),
         _ => None,
     });
-    Some(text.map_or_else(|| format!("{word} ({code:#04x})"), |text: String| format!("{word} ({code:#04x}): {text}")))
+    let why =
+        text.map_or_else(|| format!("{word} ({code:#04x})"), |text: String| format!("{word} ({code:#04x}): {text}"));
+    let worth = match code {
+        0x97 => WORTH_QUOTA,
+        0x80 | 0x83 | 0x91 => WORTH_ERROR,
+        _ => Duration::ZERO,
+    };
+    Some(Rejection { why, worth })
 }
 
 /// Why a CONNACK refuses.
 pub fn refused(version: Version, code: u8) -> Reason {
     match (version, code) {
         (Version::V5, 0x84) | (Version::V311, 1) => Reason::Version,
-        (Version::V5, 0x86 | 0x87 | 0x8c) | (Version::V311, 4 | 5) => Reason::Authentication,
+        (Version::V5, 0x86 | 0x87 | 0x8a | 0x8c) | (Version::V311, 4 | 5) => Reason::Authentication,
         (Version::V5, 0x9c | 0x9d) => Reason::ServerMoved,
         (Version::V5, 0x81 | 0x82) => Reason::Protocol,
         (Version::V5 | Version::V311, _) => Reason::Refused,
@@ -348,9 +369,9 @@ mod tests {
     #[test]
     fn a_rejection_is_told_in_words_and_in_the_servers_own() {
         assert_eq!(rejection(0x10, &[]), None);
-        assert_eq!(rejection(0x97, &[]).unwrap(), "quota exceeded (0x97)");
+        assert_eq!(rejection(0x97, &[]).unwrap().why, "quota exceeded (0x97)");
         let said = [Property::ReasonString("come\nback".to_owned() + &"!".repeat(500))];
-        let words = rejection(0x87, &said).unwrap();
+        let words = rejection(0x87, &said).unwrap().why;
         assert!(words.starts_with("not authorized (0x87): comeback!!") && words.len() < 240, "{words}");
     }
 

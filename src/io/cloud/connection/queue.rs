@@ -90,6 +90,13 @@ impl Queue {
         self.lane(order.seq.lane()).waiting.push_front(order);
     }
 
+    /// It was written, and the server would not have it: it goes before those of its lane that came behind it.
+    pub fn again(&mut self, seq: Seq, now: Instant) {
+        let waiting = &mut self.lane(seq.lane()).waiting;
+        let place = waiting.partition_point(|order| order.seq < seq);
+        waiting.insert(place, Order { seq, again: false, since: now, arrival: 0 });
+    }
+
     /// Nothing of this lane goes out before it has what it lacks.
     pub fn hold(&mut self, lane: Lane, lack: Lack) {
         self.lane(lane).lacks.insert(lack);

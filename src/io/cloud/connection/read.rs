@@ -4,6 +4,7 @@
 
 use switchback_control::{Event, Reason, Seq, Version};
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::time::Instant;
 
 use super::{Asked, Connection, Desk, Open, Owed, Place, own_message};
 use crate::corridor::Pledge;
@@ -11,7 +12,7 @@ use crate::io::cloud::dial::{Ended, ended};
 use crate::io::cloud::documents;
 use crate::io::cloud::exchange::{Received, Step};
 use crate::io::cloud::memory::{Generation, OWN};
-use crate::io::cloud::speech::{self, Heard, Limits};
+use crate::io::cloud::speech::{self, Heard, Limits, Rejection};
 use crate::io::packet::{self, PACKET_MAX, Publish};
 use crate::topics;
 
@@ -186,13 +187,13 @@ impl Connection<'_> {
         }
     }
 
-    async fn acked(&self, id: u16, refused: Option<String>) {
+    async fn acked(&self, id: u16, refused: Option<Rejection>) {
         let Place { shared, voice, .. } = self.place;
         if OWN.contains(&id) {
             let asked = self.desk().awaited.remove(&id);
             if let Some(Asked::Publish(topic)) = asked {
                 self.give_back();
-                if let Some(why) = refused {
+                if let Some(Rejection { why, .. }) = refused {
                     log::warn!("the server refused our message to {topic}: {why}; allow it, or set cloud.base = \"\"");
                 }
             }
@@ -206,20 +207,23 @@ impl Connection<'_> {
         let Some(seq) = generation.and_then(|generation| shared.memory.acknowledged(generation, id)) else { return };
         self.give_back();
         match refused {
-            Some(why) => self.rejected(seq, why).await,
-            None => self.tell(Event::Acked { attempt: voice.attempt, seq }).await,
+            Some(rejection) => self.rejected(seq, rejection).await,
+            None => {
+                self.desk().turned_away.forget(seq);
+                self.tell(Event::Acked { attempt: voice.attempt, seq }).await;
+            }
         }
     }
 
     /// PUBREC. An unknown one is answered as well, so that the server can come to an end with it.
-    async fn received(&self, id: u16, refused: Option<String>) -> Result<(), Ended> {
+    async fn received(&self, id: u16, refused: Option<Rejection>) -> Result<(), Ended> {
         let Place { shared, voice, .. } = self.place;
         let Some(generation) = self.generation().filter(|_| !voice.is_silent()) else { return Ok(()) };
-        if let Some(why) = refused {
+        if let Some(rejection) = refused {
             if let Some(seq) = shared.memory.refused(generation, id) {
                 shared.bodies.redeem(id);
                 self.land(id);
-                self.rejected(seq, why).await;
+                self.rejected(seq, rejection).await;
             }
             return Ok(());
         }
@@ -244,6 +248,7 @@ impl Connection<'_> {
         }
         if let Some(seq) = completed {
             shared.bodies.redeem(id);
+            self.desk().turned_away.forget(seq);
             self.tell(Event::Completed { attempt: voice.attempt, seq }).await;
         }
     }
@@ -255,11 +260,20 @@ impl Connection<'_> {
         }
     }
 
-    async fn rejected(&self, seq: Seq, why: String) {
+    /// The server does not take this message: now, or at all.
+    async fn rejected(&self, seq: Seq, Rejection { why, worth }: Rejection) {
         let Place { shared, voice, .. } = self.place;
-        if self.desk().rejected != why {
-            log::warn!("the server rejects message {seq}: {why}");
-            self.desk().rejected.clone_from(&why);
+        {
+            let mut desk = self.desk();
+            let again = desk.turned_away.take(seq, worth, Instant::now());
+            let said = if again { format!("{why}; it is tried again") } else { why.clone() };
+            if desk.rejected != said {
+                log::warn!("the server rejects message {seq}: {said}");
+                desk.rejected = said;
+            }
+            if again {
+                return self.wake.notify_one();
+            }
         }
         shared.bodies.rejected(seq, why);
         self.tell(Event::Rejected { attempt: voice.attempt, seq }).await;

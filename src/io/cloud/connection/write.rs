@@ -68,9 +68,10 @@ impl Connection<'_> {
     /// Waits for something to write, and pings when the keep alive is three quarters over (MQTT 5.0 section 3.1.2.10
     /// allows one and a half of it; the rest is for the way).
     async fn idle(&self, last: Instant, pause: Option<(Instant, Why)>, said: Option<Instant>, shelf: &mut Shelf<'_>) {
-        let (keep_alive, oldest) = {
+        let (keep_alive, oldest, again) = {
             let desk = self.desk();
-            (desk.open.as_ref().map(|open| open.keep_alive).filter(|keep| !keep.is_zero()), desk.queue.oldest())
+            let keep_alive = desk.open.as_ref().map(|open| open.keep_alive).filter(|keep| !keep.is_zero());
+            (keep_alive, desk.queue.oldest(), desk.turned_away.next())
         };
         let until = |at: Option<Instant>| async move {
             match at {
@@ -83,7 +84,7 @@ impl Connection<'_> {
             () = self.wake.notified() => {}
             lanes = poll_fn(|context| shelf.poll(context)) => self.resume_reading(&lanes),
             () = until(pause.map(|(at, _)| at)) => {}
-            () = until(delayed) => {}
+            () = until(delayed.into_iter().chain(again).min()) => {}
             () = until(keep_alive.map(|keep_alive| last + keep_alive * 3 / 4)) => self.ping(),
         }
     }
@@ -128,7 +129,8 @@ impl Connection<'_> {
         if let Poll::Ready(lanes) = poll_fn(|context| Poll::Ready(shelf.poll(context))).await {
             self.resume_reading(&lanes);
         }
-        let mut desk = self.desk();
+        let (mut desk, now) = (self.desk(), Instant::now());
+        desk.turned_away.due(now).into_iter().for_each(|seq| desk.queue.again(seq, now));
         chunk.bytes.append(&mut desk.control);
         while let Some(batch) = shelf.next_durable() {
             chunk.bytes.extend(batch.bytes);
