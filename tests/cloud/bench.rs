@@ -22,7 +22,7 @@ use switchback_control::{Attempt, Class, Event, Measure, Name, Reason, Seq, Vers
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 /// Longer than anything here takes on a busy machine.
@@ -160,7 +160,8 @@ pub struct Wire {
     pub port: u16,
     pub swallowing: Arc<AtomicBool>,
     up: Arc<Mutex<Vec<u8>>>,
-    cut: Arc<tokio::sync::Notify>,
+    /// How often it was cut.
+    cut: Arc<watch::Sender<u32>>,
 }
 
 impl Wire {
@@ -170,15 +171,16 @@ impl Wire {
             port: listener.local_addr().unwrap().port(),
             swallowing: Arc::default(),
             up: Arc::default(),
-            cut: Arc::default(),
+            cut: Arc::new(watch::Sender::new(0)),
         };
         let (swallowing, up, cut) = (wire.swallowing.clone(), wire.up.clone(), wire.cut.clone());
         tokio::spawn(async move {
             loop {
                 let (mut near, _) = listener.accept().await.unwrap();
                 let mut far = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
-                let (swallowing, up, cut) = (swallowing.clone(), up.clone(), cut.clone());
+                let (swallowing, up) = (swallowing.clone(), up.clone());
                 up.lock().unwrap().clear();
+                let mut cut = cut.subscribe();
                 tokio::spawn(async move {
                     let (mut a, mut b) = (vec![0; 65536], vec![0; 65536]);
                     loop {
@@ -196,7 +198,7 @@ impl Wire {
                                 },
                                 _ => break,
                             },
-                            () = cut.notified() => break,
+                            _ = cut.changed() => break,
                         }
                     }
                 });
@@ -206,7 +208,7 @@ impl Wire {
     }
 
     pub fn cut(&self) {
-        self.cut.notify_waiters();
+        self.cut.send_modify(|times| *times += 1);
     }
 
     /// Every PUBLISH that went up on the last connection.
