@@ -179,6 +179,7 @@ impl Picture {
             bytes: lanes.iter().map(|lane| lane.bytes).sum(),
             oldest_accepted: lanes.iter().filter_map(|lane| lane.oldest_accepted).min(),
             lanes,
+            trouble: self.figures.trouble(),
         };
         Live { uplinks, session, outbox, local: (self.local)(), switches: self.switches.clone() }
     }

@@ -76,6 +76,8 @@ pub struct LiveOutbox {
     pub oldest_accepted: Option<i64>,
     /// By lane, as in the settings.
     pub lanes: Vec<LiveLane>,
+    /// Why the disk keeps nothing now.
+    pub trouble: Option<String>,
 }
 
 impl WallClock {
@@ -428,7 +430,8 @@ mod tests {
     const FAILOVER: &str = "stored walk index";
     const UPLINK: &str = "name class step usable reason metered rtt_ms loss signal bytes_up bytes_down liveness_bytes \
                           spare_handshakes warm address send_buffer";
-    const OUTBOX: &str = "messages bytes oldest_s in_flight dropped expired refused rejected held classes";
+    const OUTBOX: &str = "messages bytes oldest_s in_flight dropped expired refused rejected held \
+                          durable trouble classes";
     const CLASS: &str = "messages bytes oldest_s in_flight dropped expired refused rejected held memory priority";
     const OUTAGE: &str = "first_cause last_reason began ended attempts uplinks_tried detected_ms gap_ms";
     const SWITCH: &str = "from to why at detection_ms switch_ms pause_ms in_flight repeated refused";
@@ -495,7 +498,12 @@ mod tests {
                 unacked_bytes: Some(0),
                 unsent_bytes: Some(0),
             }),
-            outbox: LiveOutbox { bytes: 600, oldest_accepted: Some(CLOCK.wall_ms - 12_999), lanes: vec![bulk()] },
+            outbox: LiveOutbox {
+                bytes: 600,
+                oldest_accepted: Some(CLOCK.wall_ms - 12_999),
+                lanes: vec![bulk()],
+                trouble: None,
+            },
             switches: BTreeMap::from([((name("wlan0"), name("wwan0"), Reason::NoServer), 2)]),
         }
     }

@@ -121,6 +121,8 @@ pub fn outbox_document(status: &Status, live: &Live, clock: WallClock) -> Value 
         "refused": delivery.refused,
         "rejected": delivery.rejected,
         "held": held,
+        "durable": live.outbox.trouble.is_none(),
+        "trouble": live.outbox.trouble,
         "classes": classes.into_iter().map(class).collect::<Map<String, Value>>(),
     })
 }

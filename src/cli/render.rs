@@ -125,6 +125,9 @@ fn waiting(outbox: &Value) -> String {
     if let Some(dropped) = outbox["dropped"].as_u64().filter(|dropped| *dropped > 0) {
         parts.push(format!("{dropped} dropped"));
     }
+    if outbox["trouble"].is_string() {
+        parts.push(format!("kept in memory only, for the disk fails: {}", plain(&outbox["trouble"])));
+    }
     parts.join(", ")
 }
 
@@ -292,6 +295,7 @@ pub fn publish(document: &Value) -> String {
     let (result, stage) = (plain(&document["result"]), plain(&document["stage"]));
     match (result.as_str(), stage.as_str()) {
         ("accepted", _) => format!("{stage}\n"),
+        ("would-block", _) => "would-block: its class is full, or the disk fails; see switchback status\n".to_string(),
         (_, "-") => format!("{result}\n"),
         _ => format!("{result} (came as far as {stage})\n"),
     }

@@ -26,6 +26,7 @@ const RULES_MAX: u64 = 64 * 1024;
 
 pub async fn examine(patient: &Patient, config: &Config) -> Vec<Finding> {
     let mut findings = vec![daemon(&patient.daemon)];
+    findings.extend(patient.daemon.as_ref().ok().and_then(outbox));
     match timeout(BUS_LIMIT, Connection::system()).await {
         Ok(Ok(bus)) => {
             findings.push(Finding::good("system bus", "answers"));
@@ -56,6 +57,13 @@ fn daemon(daemon: &Result<Value, String>) -> Finding {
             }
         }
     }
+}
+
+/// What the daemon says of its disk, where it is no good.
+fn outbox(status: &Value) -> Option<Finding> {
+    let trouble = status["outbox"]["trouble"].as_str()?;
+    let advice = "free some space, or look into dmesg; until then only the cloud makes a message safe";
+    Some(Finding::bad("outbox", format!("the disk keeps nothing: {trouble}"), advice))
 }
 
 fn no_bus(why: &str) -> Finding {

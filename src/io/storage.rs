@@ -24,7 +24,7 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -49,6 +49,8 @@ pub struct StoreFigures {
     pub oldest_accepted: AtomicU64,
     /// The same for each lane; zero where it lives in memory.
     pub lanes: Vec<LaneFigures>,
+    /// Why the disk keeps nothing now, in words.
+    trouble: Mutex<Option<String>>,
 }
 
 /// What displays show of one lane.
@@ -207,6 +209,17 @@ fn tell_damage(damage: &Damage) {
             log::error!("outbox: {file} cannot be read now ({why}); it is tried again at the next start");
         }
         Why::CursorLost => log::warn!("outbox: {file} was damaged; some messages may be sent again"),
+    }
+}
+
+impl StoreFigures {
+    /// Why the disk keeps nothing now, in words.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_trouble(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 }
 

@@ -96,12 +96,13 @@ const UPLINK: [Metric; 10] = [
     gauge("warm", "uplink_warm", "Whether a connection waits there to be used."),
 ];
 
-const OUTBOX: [Metric; 9] = [
+const OUTBOX: [Metric; 10] = [
     gauge("messages", "outbox_messages", "Messages waiting for the cloud's acknowledgement."),
     gauge("bytes", "outbox_bytes", "Bytes of the waiting messages.").bytes(),
     gauge("oldest_s", "outbox_oldest_seconds", "Age of the oldest waiting message.").seconds(1.0),
     gauge("in_flight", "outbox_in_flight", "Messages sent and not yet acknowledged."),
     gauge("held", "outbox_held", "Messages that the present uplink may not carry."),
+    gauge("durable", "outbox_durable", "Whether the disk keeps messages."),
     counter("dropped", "outbox_dropped", "Messages given up where their class was full, or by an operator."),
     counter("expired", "outbox_expired", "Messages that became older than they may."),
     counter("refused", "outbox_refused", "Messages that were not taken."),

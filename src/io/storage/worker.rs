@@ -314,6 +314,7 @@ impl<D: Disk + Clone> Worker<D> {
     fn heal(&mut self) {
         if self.failing.take().is_some() {
             log::info!("outbox: writes again");
+            self.figures.set_trouble(None);
             self.told.push(Event::StorageHealed);
         }
     }
@@ -322,6 +323,7 @@ impl<D: Disk + Clone> Worker<D> {
         let full = error.kind() == io::ErrorKind::StorageFull;
         if self.failing.as_ref().is_none_or(|failing| failing.full != full) {
             log::error!("outbox: {error}; messages are acknowledged only when the cloud has them");
+            self.figures.set_trouble(Some(error.to_string()));
             self.told.push(Event::StorageFailed { full });
         }
         self.failing = Some(Failing { full, try_at: now + RETRY.max(took * RETRY_SHARE) });

@@ -22,6 +22,8 @@ fn a_disk_that_is_read_only_at_the_start_ends_nothing_and_is_recovered_later() {
     let base = turned.found[0].highest;
     assert!(base > 1 << 52 && turned.found[0].runs.is_empty());
     assert_eq!(turned.turn(), [Event::StorageFailed { full: false }]);
+    let figures = turned.worker.figures();
+    assert!(figures.trouble().is_some_and(|words| words.contains("os error 30")), "{:?}", figures.trouble());
     // The heart takes messages all the same, and has one of them through before the disk is back.
     turned.append(seq(0, base + 1), 10);
     turned.append(seq(0, base + 2), 10);
@@ -36,7 +38,7 @@ fn a_disk_that_is_read_only_at_the_start_ends_nothing_and_is_recovered_later() {
         assert!(told.contains(&recovered), "{told:?}");
     }
     assert!(told.contains(&Event::Stored { through: seq(0, base + 2) }));
-    assert_eq!(told.last(), Some(&Event::StorageHealed));
+    assert_eq!((told.last(), figures.trouble()), (Some(&Event::StorageHealed), None));
     // What the heart said before it knew does not mean what was recovered; its answer comes below it.
     turned.take(StoreJob::Release(seq(0, base + 2)));
     turned.after(2000);
