@@ -103,7 +103,7 @@ struct Shared {
     resolver: Resolver,
     tls: Tls,
     memory: memory::Memory,
-    taken: taken::Taken,
+    taken: Arc<taken::Taken>,
     lines: Mutex<HashMap<Attempt, Line>>,
     costs: costs::Costs,
     /// Said once: a message of QoS 2 goes as QoS 1; a step of QoS 2 is not durable.
@@ -205,7 +205,7 @@ impl Cloud {
             greet,
             resolver: Resolver::default(),
             memory: memory::Memory::new(&before.pledges),
-            taken: taken::Taken::load(before.taken),
+            taken: Arc::new(taken::Taken::load(before.taken)),
             lines: Mutex::default(),
             costs: costs::Costs::default(),
             said_downgraded: AtomicBool::new(false),

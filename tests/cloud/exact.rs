@@ -266,6 +266,40 @@ async fn what_is_too_old_is_not_sent_and_what_is_left_of_its_time_goes_with_the_
     }
 }
 
+/// The session moves while applications have a command: its repetition is theirs already.
+#[tokio::test]
+async fn a_command_that_is_with_the_applications_comes_once_whatever_becomes_of_the_connection() {
+    for version in BOTH {
+        let (listener, port) = fake().await;
+        let mut config = subscribed(config(port));
+        config.cloud.base = String::new();
+        let mut stage = Stage { rig: Rig::new(config.clone()), listener, config, version };
+        let (mut server, attempt) = stage.open(true).await;
+        let command = |dup: bool| {
+            let head = if dup { 0x3c } else { 0x34 };
+            match version {
+                Version::V5 => [&[head, 14, 0, 8][..], b"gw/cmd/d", &[0, 7, 0, b'x']].concat(),
+                Version::V311 => [&[head, 13, 0, 8][..], b"gw/cmd/d", &[0, 7, b'x']].concat(),
+            }
+        };
+        server.write_all(&command(false)).await.unwrap();
+        let first = stage.rig.downlink().await;
+        stage.rig.cloud.hang_up(attempt, Goodbye::Abort);
+        let (mut server, _) = stage.open(true).await;
+        // SUBSCRIBE.
+        stage.heard(&mut server).await;
+        server.write_all(&command(true)).await.unwrap();
+        assert_eq!(stage.heard(&mut server).await.len(), 0, "PUBREC before anybody took it");
+        first.taken.send(()).unwrap();
+        let heard = stage.heard(&mut server).await;
+        assert!(heard.len() == 1 && heard[0].starts_with("PubRec"), "{heard:?}");
+        server.write_all(&command(true)).await.unwrap();
+        let heard = stage.heard(&mut server).await;
+        assert!(heard.len() == 1 && heard[0].starts_with("PubRec"), "{heard:?}");
+        assert!(stage.rig.downlinks.try_recv().is_err(), "it came twice");
+    }
+}
+
 /// A real broker, our side killed again and again under load: each message arrives once, in order.
 #[tokio::test]
 async fn over_thirty_kills_under_load_a_real_broker_gets_each_message_once() {

@@ -203,7 +203,7 @@ struct Connection<'a> {
     /// There is something for applications.
     arrived: Notify,
     /// What the cloud must be told once it resolves, in order. Holds no more than `Desk::owed` counts.
-    acks: mpsc::UnboundedSender<(Owed, Option<oneshot::Receiver<()>>)>,
+    acks: mpsc::UnboundedSender<(Owed, oneshot::Receiver<()>)>,
     /// What the server has received with QoS 2, to be made durable and released. Holds no more than there are identifiers.
     releases: mpsc::UnboundedSender<Pledge>,
     /// What the server has released, to be forgotten and completed.
@@ -363,9 +363,9 @@ impl Connection<'_> {
                 self.arrived.notified().await;
                 continue;
             };
-            let taken = match publish {
+            let (taken, told) = oneshot::channel();
+            match publish {
                 Some(publish) => {
-                    let (taken, told) = oneshot::channel();
                     let downlink = Downlink {
                         topic: publish.topic,
                         payload: publish.payload,
@@ -378,29 +378,25 @@ impl Connection<'_> {
                         // No applications any more: the daemon is stopping.
                         pending::<()>().await;
                     }
-                    Some(told)
                 }
-                None => None,
-            };
+                // Nobody wants it.
+                None => drop(taken.send(())),
+            }
             if let Some(owed) = owed {
+                let told = if owed.qos == 2 { self.place.shared.taken.hand_over(owed.id, told) } else { told };
                 // The receiver lives as long as this connection.
-                let _ = self.acks.send((owed, taken));
+                let _ = self.acks.send((owed, told));
             }
         }
     }
 
     /// Tells the cloud what was taken, in the order in which it came.
-    async fn acknowledge(&self, mut acks: mpsc::UnboundedReceiver<(Owed, Option<oneshot::Receiver<()>>)>) -> Ended {
+    async fn acknowledge(&self, mut acks: mpsc::UnboundedReceiver<(Owed, oneshot::Receiver<()>)>) -> Ended {
         loop {
             let Some((Owed { qos, id }, taken)) = acks.recv().await else { pending().await };
-            if let Some(taken) = taken
-                && taken.await.is_err()
-            {
+            if taken.await.is_err() {
                 // Not taken: it stays owed, and comes again with the next connection.
                 continue;
-            }
-            if qos == 2 {
-                self.place.shared.taken.note(id).await;
             }
             {
                 let mut desk = self.desk();

@@ -323,10 +323,17 @@ impl Connection<'_> {
     /// A message for applications: kept in order until they have room.
     fn published(&self, publish: Publish) -> Result<(), Ended> {
         let owed = publish.id.filter(|_| publish.qos > 0).map(|id| Owed { qos: publish.qos, id });
-        if let Some(Owed { qos: 2, id }) = owed
-            && self.place.shared.taken.has(id, publish.dup)
-        {
-            return self.say(&speech::taken(2, id));
+        if let Some(owed @ Owed { qos: 2, id }) = owed {
+            let taken = &self.place.shared.taken;
+            if taken.has(id, publish.dup) {
+                return self.say(&speech::taken(2, id));
+            }
+            if let Some(told) = taken.join(id) {
+                self.desk().owed += 1;
+                // As in `deliver`.
+                let _ = self.acks.send((owed, told));
+                return Ok(());
+            }
         }
         let mut desk = self.desk();
         if desk.inbound.len() + desk.owed >= INBOUND_MAX || desk.inbound_bytes >= INBOUND_BYTES_MAX {
