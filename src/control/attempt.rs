@@ -29,8 +29,12 @@ const WAITED_LIMIT: Duration = Duration::from_millis(500);
 /// this, for something on the way may refuse in its name; after the quick retries; and then this often.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
 const FULL_WALK_SERVER: Duration = Duration::from_secs(300);
-/// A server that hangs up without a word is asked in the other version once in so many rounds.
+/// A server that hangs up without a word is asked in the other version once in so many rounds: the last of them, for it may
+/// only be stopping.
 const OTHER_VERSION_EVERY: u32 = 2;
+/// What was made of a server's silence is put to the question again after this: it may have had another reason, and 3.1.1
+/// carries no identities.
+const GUESS_HOLDS: Duration = Duration::from_secs(3600);
 
 impl Failover {
     pub fn next_candidate(&mut self, g: &mut Ground, mut round: Round) -> Walk {
@@ -68,7 +72,7 @@ impl Failover {
             deadline: g.turn.now + limit,
             step: Step::Resolving,
             connecting: false,
-            version: other_version.unwrap_or(self.version(server)),
+            version: other_version.unwrap_or(self.version(server, g.turn.now)),
             other_version: other_version.is_some(),
             waited: warm.is_some_and(|taken| taken.since.is_some()),
         };
@@ -169,8 +173,20 @@ impl Failover {
     }
 
     /// The version that a server is known to speak, else 5.
-    pub fn version(&self, server: u8) -> Version {
-        self.versions.get(&server).copied().unwrap_or(Version::V5)
+    fn version(&self, server: u8, now: Instant) -> Version {
+        let doubtful = self.guessed.get(&server).is_some_and(|since| now.since(*since) >= GUESS_HOLDS);
+        self.versions.get(&server).copied().filter(|_| !doubtful).unwrap_or(Version::V5)
+    }
+
+    /// A server has said yes to this version. What is not 5 and it never asked for, only its silence suggests.
+    pub fn spoke(&mut self, candidate: &Candidate, now: Instant) {
+        let Candidate { server, version, .. } = *candidate;
+        let before = self.versions.insert(server, version);
+        if version == Version::V5 {
+            self.guessed.remove(&server);
+        } else if candidate.other_version && before != Some(version) {
+            self.guessed.insert(server, now);
+        }
     }
 
     pub fn candidate_failed(&mut self, g: &mut Ground, candidate: Candidate, mut round: Round, reason: Reason) -> Walk {
@@ -196,12 +212,10 @@ impl Failover {
             self.kicks = 0;
         }
         round.note(reason);
-        // A server that knows only 3.1.1 says so, or hangs up without a word. One that has said yes before and hangs
-        // up is being stopped, unless it goes on so.
-        let turn = if self.versions.contains_key(&candidate.server) { OTHER_VERSION_EVERY - 1 } else { 0 };
+        // A server that knows only 3.1.1 says so, or hangs up without a word. One that hangs up once is being stopped.
         let silent_refusal = candidate.connecting
             && reason == Reason::ServerShutDown
-            && self.failed_rounds % OTHER_VERSION_EVERY == turn;
+            && self.failed_rounds % OTHER_VERSION_EVERY == OTHER_VERSION_EVERY - 1;
         let other = match candidate.version {
             Version::V5 => Version::V311,
             Version::V311 => Version::V5,

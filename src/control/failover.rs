@@ -97,6 +97,8 @@ pub struct Failover {
     pub started: Instant,
     /// The version that a server is known to speak: it said yes to it, or no to the other.
     pub versions: BTreeMap<u8, Version>,
+    /// Since when that is only a guess.
+    pub guessed: BTreeMap<u8, Instant>,
     /// Sessions in a row that the server ended soon after they had opened.
     pub kicks: u32,
     /// The Receive Maximum that a server last named: what it holds a session of ours for.
@@ -144,6 +146,7 @@ impl Failover {
             hoped: Vec::new(),
             started: now,
             versions: BTreeMap::new(),
+            guessed: BTreeMap::new(),
             windows: BTreeMap::new(),
             kicks: 0,
             server: 0,
@@ -353,8 +356,7 @@ impl Failover {
         window: u16,
         keep_alive: Duration,
     ) -> Walk {
-        let version = candidate.version;
-        self.versions.insert(candidate.server, version);
+        self.spoke(candidate, g.turn.now);
         self.windows.insert(candidate.server, window);
         self.server = candidate.server;
         self.failed_rounds = 0;
@@ -376,7 +378,15 @@ impl Failover {
             self.end_hold(g);
             g.turn.ask(Action::Answer { request, outcome: Outcome::Done });
         }
-        Walk::Serving(Box::new(Serving::open(g, candidate, version, present, window, keep_alive, via.is_some())))
+        Walk::Serving(Box::new(Serving::open(
+            g,
+            candidate,
+            candidate.version,
+            present,
+            window,
+            keep_alive,
+            via.is_some(),
+        )))
     }
 }
 
