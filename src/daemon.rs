@@ -11,14 +11,14 @@ use std::time::Duration;
 use switchback_control::action::SAVE_LIMIT;
 use switchback_control::{Action, Command, Control, Event, Instant, Notice, Saved};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::api::Call;
 use crate::corridor::{Corridor, Draft, Offer};
 use crate::desk::Desk;
 use crate::io::applications::Offers;
-use crate::io::black_box::BlackBox;
+use crate::io::black_box::{BlackBox, Kind};
 use crate::io::clock::{self, Alarm};
 use crate::io::cloud::Cloud;
 use crate::io::network_manager::NetworkManager;
@@ -27,6 +27,8 @@ use crate::io::storage::SavedFile;
 use crate::io::systemd;
 use crate::journal::Journal;
 use crate::picture::Picture;
+use crate::standing::{Reread, Standing};
+use crate::starts::Cause;
 
 /// Events taken in before displays are renewed: a storm of messages must not starve them.
 const BURST_MAX: usize = 256;
@@ -61,6 +63,19 @@ pub struct Daemon {
     pub state_file: PathBuf,
     /// Something that displays show at once has changed since they were last renewed.
     pub changed: bool,
+    /// What it runs with, and why it was started.
+    pub standing: Standing,
+    pub cause: Cause,
+    /// Safe mode is over: to begin anew.
+    pub renew: Arc<Notify>,
+}
+
+/// Why the loop has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    Stopped,
+    /// To begin anew, with another configuration.
+    Renewed,
 }
 
 impl Offers for Corridor {
@@ -74,6 +89,8 @@ enum Woken {
     Event(Event),
     Call(Call),
     Heartbeat,
+    Reload,
+    Renew,
 }
 
 impl Daemon {
@@ -81,18 +98,31 @@ impl Daemon {
     ///
     /// # Errors
     /// When the system gives no timer or signal handler.
-    pub async fn run(mut self) -> std::io::Result<()> {
+    pub async fn run(mut self) -> std::io::Result<Ended> {
         let alarm = Alarm::new()?;
-        let mut stop = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+        let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+        let [terminate, interrupt, hangup] = kinds.map(signal);
+        let mut signals = [terminate?, interrupt?, hangup?];
+        let mut ended = Ended::Stopped;
         let mut heartbeat = interval(systemd::watchdog_interval().unwrap_or(HEARTBEAT).min(HEARTBEAT));
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut compared = clock::now();
+        self.stand();
         self.show();
         systemd::ready();
         let mut running = self.turn(Event::DeadlineReached).await;
         while running {
             alarm.set(self.control.next_deadline())?;
-            match self.wait(&alarm, &mut stop, &mut heartbeat).await {
+            match self.wait(&alarm, &mut signals, &mut heartbeat).await {
+                Woken::Reload => {
+                    if self.reload() {
+                        self.renew.notify_one();
+                    }
+                }
+                Woken::Renew => {
+                    ended = Ended::Renewed;
+                    running = self.turn(Event::Asked(Command::Stop)).await;
+                }
                 Woken::Event(event) => running = self.turn(event).await,
                 Woken::Call(call) => running = self.answer(call).await,
                 Woken::Heartbeat => {
@@ -114,20 +144,26 @@ impl Daemon {
             }
             self.show();
         }
-        systemd::stopping();
+        match ended {
+            Ended::Stopped => systemd::stopping(),
+            Ended::Renewed => systemd::reloading(),
+        }
         self.black_box.close();
-        Ok(())
+        Ok(ended)
     }
 
     /// Facts before deadlines: what came in while we were busy may be the answer that a deadline waits for.
-    async fn wait(&mut self, alarm: &Alarm, stop: &mut [Signal; 2], heartbeat: &mut tokio::time::Interval) -> Woken {
-        let [terminate, interrupt] = stop;
+    async fn wait(&mut self, alarm: &Alarm, signals: &mut [Signal; 3], heartbeat: &mut tokio::time::Interval) -> Woken {
+        let [terminate, interrupt, hangup] = signals;
+        let renew = self.renew.clone();
         tokio::select! {
             biased;
             Some(event) = self.events.recv() => Woken::Event(event),
             Some(call) = self.calls.recv() => Woken::Call(call),
             _ = terminate.recv() => Woken::Event(Event::Asked(Command::Stop)),
             _ = interrupt.recv() => Woken::Event(Event::Asked(Command::Stop)),
+            _ = hangup.recv() => Woken::Reload,
+            () = renew.notified() => Woken::Renew,
             () = alarm.rung() => Woken::Event(Event::DeadlineReached),
             _ = heartbeat.tick() => Woken::Heartbeat,
         }
@@ -153,6 +189,31 @@ impl Daemon {
             running &= self.turn(event).await;
         }
         running
+    }
+
+    /// `SIGHUP`: reads the configuration again; whether it is another one, and good. A bad one changes nothing.
+    fn reload(&mut self) -> bool {
+        systemd::reloading();
+        match self.standing.reread() {
+            Reread::Changed(keys) => {
+                let keys = if keys.is_empty() { "as written".into() } else { keys.join(", ") };
+                log::info!("the configuration is another one ({keys}): the session is opened anew with it");
+                self.black_box.note(Kind::Note, &format!("reload: {keys}"));
+                return true;
+            }
+            Reread::Same => log::info!("the configuration says what it said; nothing to do"),
+            Reread::Refused => self.standing.errors.iter().for_each(|error| log::error!("{error}")),
+        }
+        self.stand();
+        systemd::ready();
+        false
+    }
+
+    /// Shows and says what it runs with.
+    fn stand(&mut self) {
+        self.picture.stand(&self.standing, self.cause.as_str());
+        self.journal.remark(&self.black_box, self.standing.sentence());
+        self.changed = true;
     }
 
     async fn perform(&mut self, action: Action) -> bool {
