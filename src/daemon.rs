@@ -19,7 +19,8 @@ use crate::corridor::{Corridor, Draft, Offer};
 use crate::desk::Desk;
 use crate::io::applications::Offers;
 use crate::io::black_box::{BlackBox, Kind};
-use crate::io::clock::{self, Alarm};
+use crate::io::clock::eras::Found;
+use crate::io::clock::{self, Alarm, Steps};
 use crate::io::cloud::Cloud;
 use crate::io::network_manager::NetworkManager;
 use crate::io::rtnetlink::Rtnetlink;
@@ -38,6 +39,10 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 /// while online (R-CL-17).
 const COMPARE_OFFLINE: Duration = Duration::from_secs(5);
 const COMPARE_ONLINE: Duration = Duration::from_secs(60);
+/// How often what is known of the clock is written down: a last known time that is an hour old is good enough to tell a clock
+/// that is years behind. And how often at most, should somebody set it again and again.
+const KEEP_CLOCK_EVERY: Duration = Duration::from_secs(3600);
+const KEEP_CLOCK_LEAST: Duration = Duration::from_secs(60);
 
 /// The adapters that obey.
 pub struct Hands {
@@ -61,6 +66,7 @@ pub struct Daemon {
     pub notices: broadcast::Sender<Notice>,
     pub black_box: BlackBox,
     pub state_file: PathBuf,
+    pub state_dir: PathBuf,
     /// Something that displays show at once has changed since they were last renewed.
     pub changed: bool,
     /// What it runs with, and why it was started.
@@ -91,6 +97,8 @@ enum Woken {
     Heartbeat,
     Reload,
     Renew,
+    /// Somebody may have set the wall clock.
+    ClockStepped,
 }
 
 impl Daemon {
@@ -107,13 +115,16 @@ impl Daemon {
         let mut heartbeat = interval(systemd::watchdog_interval().unwrap_or(HEARTBEAT).min(HEARTBEAT));
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut compared = clock::now();
+        let steps = Steps::new()?;
+        let mut keep_at = clock::now() + KEEP_CLOCK_LEAST;
         self.stand();
         self.show();
         systemd::ready();
         let mut running = self.turn(Event::DeadlineReached).await;
         while running {
             alarm.set(self.control.next_deadline())?;
-            match self.wait(&alarm, &mut signals, &mut heartbeat).await {
+            match self.wait(&alarm, &steps, &mut signals, &mut heartbeat).await {
+                Woken::ClockStepped => running = self.look_at_clock(true, &mut keep_at).await,
                 Woken::Reload => {
                     if self.reload() {
                         self.renew.notify_one();
@@ -134,6 +145,7 @@ impl Daemon {
                     );
                     self.offer_lines();
                     self.compare_now_and_then(&mut compared);
+                    running = self.look_at_clock(false, &mut keep_at).await;
                 }
             }
             for _ in 1..BURST_MAX {
@@ -153,7 +165,13 @@ impl Daemon {
     }
 
     /// Facts before deadlines: what came in while we were busy may be the answer that a deadline waits for.
-    async fn wait(&mut self, alarm: &Alarm, signals: &mut [Signal; 3], heartbeat: &mut tokio::time::Interval) -> Woken {
+    async fn wait(
+        &mut self,
+        alarm: &Alarm,
+        steps: &Steps,
+        signals: &mut [Signal; 3],
+        heartbeat: &mut tokio::time::Interval,
+    ) -> Woken {
         let [terminate, interrupt, hangup] = signals;
         let renew = self.renew.clone();
         tokio::select! {
@@ -164,6 +182,7 @@ impl Daemon {
             _ = interrupt.recv() => Woken::Event(Event::Asked(Command::Stop)),
             _ = hangup.recv() => Woken::Reload,
             () = renew.notified() => Woken::Renew,
+            () = steps.next() => Woken::ClockStepped,
             () = alarm.rung() => Woken::Event(Event::DeadlineReached),
             _ = heartbeat.tick() => Woken::Heartbeat,
         }
@@ -207,6 +226,43 @@ impl Daemon {
         self.stand();
         systemd::ready();
         false
+    }
+
+    /// Looks whether the wall clock has been set, and writes down what is known of it: at each change, and now and then.
+    async fn look_at_clock(&mut self, stepped: bool, keep_at: &mut Instant) -> bool {
+        let found = clock::look(stepped);
+        let told = match found {
+            Found::Nothing => None,
+            Found::Set => Some("the clock is set: times of messages are right from now on"),
+            Found::Moved => Some("the clock was set to another time"),
+            Found::Lost => Some("the clock shows a time that has been: it is taken for one that is not set"),
+        };
+        if let Some(told) = told {
+            log::info!("{told}");
+            self.black_box.note(Kind::Note, told);
+        }
+        let now = clock::now();
+        if found != Found::Nothing {
+            *keep_at = (*keep_at).min(now + KEEP_CLOCK_LEAST);
+        }
+        if now >= *keep_at {
+            *keep_at = now + KEEP_CLOCK_EVERY;
+            self.keep_clock();
+        }
+        match stepped || found == Found::Set {
+            true => self.turn(Event::ClockSet).await,
+            false => true,
+        }
+    }
+
+    /// Nobody waits for the card.
+    fn keep_clock(&self) {
+        let dir = self.state_dir.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = clock::keep(&dir) {
+                log::debug!("what is known of the clock cannot be kept: {error}");
+            }
+        });
     }
 
     /// Shows and says what it runs with.

@@ -297,6 +297,7 @@ fn tells_something(event: &Event, deeds: bool) -> bool {
         | Event::DeviceSeen { .. }
         | Event::DeviceGone { .. }
         | Event::AccessPointLost { .. }
+        | Event::ClockSet
         | Event::NetworkManagerChanged { .. }
         | Event::ActivationRefused { .. }
         | Event::Dialled { .. }

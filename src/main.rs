@@ -90,6 +90,9 @@ fn run(places: &Places) -> ExitCode {
         });
         match ended {
             Ok(Ended::Stopped) => {
+                if let Err(error) = clock::keep(&places.state) {
+                    log::warn!("the time cannot be kept for the next start: {error}");
+                }
                 starts.end_well();
                 return ExitCode::SUCCESS;
             }
@@ -117,6 +120,10 @@ async fn serve(chosen: Chosen, starts: &Starts, places: &Places) -> io::Result<E
     let aside = places.runtime.join("safe-mode");
     let messages = if starts.crash_loop { &aside } else { &places.state };
     make_directory(messages, "--runtime-dir")?;
+    clock::begin(&places.state);
+    if !clock::is_set() {
+        log::warn!("the clock of this machine is not set yet; times of messages follow when it is");
+    }
     let boot_id = clock::boot_id();
     let opened = storage::open(messages, &mut config).map_err(|e| explain_store(messages, e))?;
     let config = Arc::new(config);
@@ -192,6 +199,7 @@ async fn serve(chosen: Chosen, starts: &Starts, places: &Places) -> io::Result<E
         notices,
         black_box,
         state_file: places.runtime.join("state"),
+        state_dir: places.state.clone(),
         changed: true,
         standing,
         cause: starts.cause,

@@ -164,7 +164,10 @@ impl Picture {
             let (held, oldest_held) = hands.corridor.held_in(Lane(u8::try_from(index).unwrap_or(u8::MAX)));
             let (stored, oldest_stored) = self.stored(index);
             lane.bytes = if lane.memory { held } else { stored };
-            lane.oldest_accepted = oldest_stored.into_iter().chain(oldest_held).min().map(u64::cast_signed);
+            lane.oldest_accepted = {
+                let shown = oldest_stored.into_iter().chain(oldest_held).map(clock::shown);
+                shown.min().map(u64::cast_signed)
+            };
         }
         lanes
     }
