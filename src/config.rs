@@ -41,6 +41,10 @@ pub fn keys() -> impl Iterator<Item = (&'static str, Option<String>)> {
 /// Where the configuration is, unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/switchback/switchback.toml";
 
+/// How messages begin and end that ask for a first configuration.
+const NO_FILE: &str = "no configuration at ";
+const SERVERS_EXAMPLE: &str = "write under [cloud]: servers = [\"mqtts://broker.example.com:8883\"]";
+
 /// The shipped file: every key with its default, unit, range and why.
 pub const SHIPPED: &str = include_str!("../config/switchback.toml");
 
@@ -90,7 +94,7 @@ pub enum CloudLog {
 /// `[cloud]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cloud {
-    /// Walked in order; never empty.
+    /// Walked in order; empty only where nothing is configured yet.
     pub servers: Vec<Server>,
     /// Expanded; 1 to 65,535 bytes.
     pub client_id: String,
@@ -294,15 +298,14 @@ impl Config {
     /// # Errors
     /// As `load`.
     pub fn load_as(path: &Path, host: &Host) -> Result<(Config, Vec<Warning>), Vec<ConfigError>> {
-        let (config, warnings, errors) = examine(path, host)?;
+        let (config, warnings, errors) = examine(path, host);
         if errors.is_empty() { Ok((config, warnings)) } else { Err(errors) }
     }
 
-    /// What safe mode starts from when `load` failed (R-CF-4): everything that is right, defaults for the rest.
-    /// `None` when not even one server is known, because a file is missing, unreadable or not TOML.
-    pub fn salvage(path: &Path) -> Option<Config> {
-        let (config, _, _) = examine(path, &Host::read()).ok()?;
-        (!config.cloud.servers.is_empty()).then_some(config)
+    /// What is right in files that `load` refuses (R-CF-4), and the built-in values for the rest. `cloud.servers` may be
+    /// empty.
+    pub fn salvage(path: &Path) -> Config {
+        examine(path, &Host::read()).0
     }
 
     /// The built-in values, on this machine. There is no default server: `cloud.servers` is empty.
@@ -364,10 +367,11 @@ impl Config {
     }
 }
 
-fn examine(path: &Path, host: &Host) -> Result<(Config, Vec<Warning>, Vec<ConfigError>), Vec<ConfigError>> {
-    let (table, at) = tree::read(path)?;
+fn examine(path: &Path, host: &Host) -> (Config, Vec<Warning>, Vec<ConfigError>) {
+    let (table, at, unread) = tree::read(path);
     let (config, reader) = check::check(&table, at, host);
-    Ok((config, reader.warnings, reader.errors))
+    // Of files that could not be read, what they lack is not known.
+    (config, reader.warnings, if unread.is_empty() { reader.errors } else { unread })
 }
 
 impl SocketOptions {
@@ -413,9 +417,14 @@ impl ConfigError {
         ConfigError { nearest, ..ConfigError::at(at, key, format!("unknown key \"{key}\"{hint}")) }
     }
 
+    /// Nothing is written down yet, rather than something wrong.
+    pub fn is_nothing_yet(&self) -> bool {
+        self.message.starts_with(NO_FILE) || self.message.ends_with(SERVERS_EXAMPLE)
+    }
+
     fn missing_file(file: &Path) -> ConfigError {
         let message = format!(
-            "no configuration at {}: write one (`switchback config default` prints every key; cloud.servers is enough), \
+            "{NO_FILE}{}: write one (`switchback config default` prints every key; cloud.servers is enough), \
              or name another with --config FILE",
             file.display()
         );
@@ -443,7 +452,7 @@ impl fmt::Display for Server {
 fn located(f: &mut fmt::Formatter<'_>, file: &Path, line: Option<u32>, message: &str) -> fmt::Result {
     match line {
         Some(line) => write!(f, "{}:{line}: {message}", file.display()),
-        None if message.starts_with("no configuration at ") => f.write_str(message),
+        None if message.starts_with(NO_FILE) => f.write_str(message),
         None => write!(f, "{}: {message}", file.display()),
     }
 }

@@ -9,11 +9,11 @@ mod aside;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use switchback_control::{Event, Lane, Parcel, Seq, Ticket};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::io::clock;
 use crate::outbox::{MAX_RECORD, Record};
 
 pub use aside::SetAside;
@@ -257,7 +257,7 @@ impl Corridor {
         bodies.named += 1;
         let body = Record {
             seq,
-            accepted: wall_millis(),
+            accepted: clock::stamp(),
             topic: draft.topic,
             payload: draft.payload,
             qos: draft.qos,
@@ -384,9 +384,4 @@ fn cut<V>(map: &mut BTreeMap<Seq, V>, from: Seq, through: Seq) -> BTreeMap<Seq, 
     let mut out = map.split_off(&from);
     map.append(&mut out.split_off(&Seq(through.0.saturating_add(1))));
     out
-}
-
-/// Milliseconds since the epoch by the wall clock; zero before it.
-fn wall_millis() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }

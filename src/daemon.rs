@@ -11,15 +11,16 @@ use std::time::Duration;
 use switchback_control::action::SAVE_LIMIT;
 use switchback_control::{Action, Command, Control, Event, Instant, Notice, Saved};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::api::Call;
 use crate::corridor::{Corridor, Draft, Offer};
 use crate::desk::Desk;
 use crate::io::applications::Offers;
-use crate::io::black_box::BlackBox;
-use crate::io::clock::{self, Alarm};
+use crate::io::black_box::{BlackBox, Kind};
+use crate::io::clock::eras::Found;
+use crate::io::clock::{self, Alarm, Steps};
 use crate::io::cloud::Cloud;
 use crate::io::network_manager::NetworkManager;
 use crate::io::rtnetlink::Rtnetlink;
@@ -27,6 +28,8 @@ use crate::io::storage::SavedFile;
 use crate::io::systemd;
 use crate::journal::Journal;
 use crate::picture::Picture;
+use crate::standing::{Reread, Standing};
+use crate::starts::Cause;
 
 /// Events taken in before displays are renewed: a storm of messages must not starve them.
 const BURST_MAX: usize = 256;
@@ -36,6 +39,10 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 /// while online (R-CL-17).
 const COMPARE_OFFLINE: Duration = Duration::from_secs(5);
 const COMPARE_ONLINE: Duration = Duration::from_secs(60);
+/// How often what is known of the clock is written down: a last known time that is an hour old is good enough to tell a clock
+/// that is years behind. And how often at most, should somebody set it again and again.
+const KEEP_CLOCK_EVERY: Duration = Duration::from_secs(3600);
+const KEEP_CLOCK_LEAST: Duration = Duration::from_secs(60);
 
 /// The adapters that obey.
 pub struct Hands {
@@ -59,8 +66,22 @@ pub struct Daemon {
     pub notices: broadcast::Sender<Notice>,
     pub black_box: BlackBox,
     pub state_file: PathBuf,
+    pub state_dir: PathBuf,
     /// Something that displays show at once has changed since they were last renewed.
     pub changed: bool,
+    /// What it runs with, and why it was started.
+    pub standing: Standing,
+    pub cause: Cause,
+    /// Safe mode is over: to begin anew.
+    pub renew: Arc<Notify>,
+}
+
+/// Why the loop has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    Stopped,
+    /// To begin anew, with another configuration.
+    Renewed,
 }
 
 impl Offers for Corridor {
@@ -74,6 +95,10 @@ enum Woken {
     Event(Event),
     Call(Call),
     Heartbeat,
+    Reload,
+    Renew,
+    /// Somebody may have set the wall clock.
+    ClockStepped,
 }
 
 impl Daemon {
@@ -81,18 +106,34 @@ impl Daemon {
     ///
     /// # Errors
     /// When the system gives no timer or signal handler.
-    pub async fn run(mut self) -> std::io::Result<()> {
+    pub async fn run(mut self) -> std::io::Result<Ended> {
         let alarm = Alarm::new()?;
-        let mut stop = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+        let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+        let [terminate, interrupt, hangup] = kinds.map(signal);
+        let mut signals = [terminate?, interrupt?, hangup?];
+        let mut ended = Ended::Stopped;
         let mut heartbeat = interval(systemd::watchdog_interval().unwrap_or(HEARTBEAT).min(HEARTBEAT));
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut compared = clock::now();
+        let steps = Steps::new()?;
+        let mut keep_at = clock::now() + KEEP_CLOCK_LEAST;
+        self.stand();
         self.show();
         systemd::ready();
         let mut running = self.turn(Event::DeadlineReached).await;
         while running {
             alarm.set(self.control.next_deadline())?;
-            match self.wait(&alarm, &mut stop, &mut heartbeat).await {
+            match self.wait(&alarm, &steps, &mut signals, &mut heartbeat).await {
+                Woken::ClockStepped => running = self.look_at_clock(true, &mut keep_at).await,
+                Woken::Reload => {
+                    if self.reload() {
+                        self.renew.notify_one();
+                    }
+                }
+                Woken::Renew => {
+                    ended = Ended::Renewed;
+                    running = self.turn(Event::Asked(Command::Stop)).await;
+                }
                 Woken::Event(event) => running = self.turn(event).await,
                 Woken::Call(call) => running = self.answer(call).await,
                 Woken::Heartbeat => {
@@ -104,6 +145,7 @@ impl Daemon {
                     );
                     self.offer_lines();
                     self.compare_now_and_then(&mut compared);
+                    running = self.look_at_clock(false, &mut keep_at).await;
                 }
             }
             for _ in 1..BURST_MAX {
@@ -114,20 +156,33 @@ impl Daemon {
             }
             self.show();
         }
-        systemd::stopping();
+        match ended {
+            Ended::Stopped => systemd::stopping(),
+            Ended::Renewed => systemd::reloading(),
+        }
         self.black_box.close();
-        Ok(())
+        Ok(ended)
     }
 
     /// Facts before deadlines: what came in while we were busy may be the answer that a deadline waits for.
-    async fn wait(&mut self, alarm: &Alarm, stop: &mut [Signal; 2], heartbeat: &mut tokio::time::Interval) -> Woken {
-        let [terminate, interrupt] = stop;
+    async fn wait(
+        &mut self,
+        alarm: &Alarm,
+        steps: &Steps,
+        signals: &mut [Signal; 3],
+        heartbeat: &mut tokio::time::Interval,
+    ) -> Woken {
+        let [terminate, interrupt, hangup] = signals;
+        let renew = self.renew.clone();
         tokio::select! {
             biased;
             Some(event) = self.events.recv() => Woken::Event(event),
             Some(call) = self.calls.recv() => Woken::Call(call),
             _ = terminate.recv() => Woken::Event(Event::Asked(Command::Stop)),
             _ = interrupt.recv() => Woken::Event(Event::Asked(Command::Stop)),
+            _ = hangup.recv() => Woken::Reload,
+            () = renew.notified() => Woken::Renew,
+            () = steps.next() => Woken::ClockStepped,
             () = alarm.rung() => Woken::Event(Event::DeadlineReached),
             _ = heartbeat.tick() => Woken::Heartbeat,
         }
@@ -153,6 +208,68 @@ impl Daemon {
             running &= self.turn(event).await;
         }
         running
+    }
+
+    /// `SIGHUP`: reads the configuration again; whether it is another one, and good. A bad one changes nothing.
+    fn reload(&mut self) -> bool {
+        systemd::reloading();
+        match self.standing.reread() {
+            Reread::Changed(keys) => {
+                let keys = if keys.is_empty() { "as written".into() } else { keys.join(", ") };
+                log::info!("the configuration is another one ({keys}): the session is opened anew with it");
+                self.black_box.note(Kind::Note, &format!("reload: {keys}"));
+                return true;
+            }
+            Reread::Same => log::info!("the configuration says what it said; nothing to do"),
+            Reread::Refused => self.standing.errors.iter().for_each(|error| log::error!("{error}")),
+        }
+        self.stand();
+        systemd::ready();
+        false
+    }
+
+    /// Looks whether the wall clock has been set, and writes down what is known of it: at each change, and now and then.
+    async fn look_at_clock(&mut self, stepped: bool, keep_at: &mut Instant) -> bool {
+        let found = clock::look(stepped);
+        let told = match found {
+            Found::Nothing => None,
+            Found::Set => Some("the clock is set: times of messages are right from now on"),
+            Found::Moved => Some("the clock was set to another time"),
+            Found::Lost => Some("the clock shows a time that has been: it is taken for one that is not set"),
+        };
+        if let Some(told) = told {
+            log::info!("{told}");
+            self.black_box.note(Kind::Note, told);
+        }
+        let now = clock::now();
+        if found != Found::Nothing {
+            *keep_at = (*keep_at).min(now + KEEP_CLOCK_LEAST);
+        }
+        if now >= *keep_at {
+            *keep_at = now + KEEP_CLOCK_EVERY;
+            self.keep_clock();
+        }
+        match stepped || found == Found::Set {
+            true => self.turn(Event::ClockSet).await,
+            false => true,
+        }
+    }
+
+    /// Nobody waits for the card.
+    fn keep_clock(&self) {
+        let dir = self.state_dir.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = clock::keep(&dir) {
+                log::debug!("what is known of the clock cannot be kept: {error}");
+            }
+        });
+    }
+
+    /// Shows and says what it runs with.
+    fn stand(&mut self) {
+        self.picture.stand(&self.standing, self.cause.as_str());
+        self.journal.remark(&self.black_box, self.standing.sentence());
+        self.changed = true;
     }
 
     async fn perform(&mut self, action: Action) -> bool {

@@ -120,7 +120,9 @@ impl Desk {
             Verb::Status => answer(reply, Ok(picture.document(control, hands))),
             Verb::Explain => {
                 let hold_down = self.config.settings.hold_down;
-                answer(reply, Ok(explain_document(&control.status(), wall_clock(), hold_down)));
+                let mut document = explain_document(&control.status(), wall_clock(), hold_down);
+                document.insert("configuration".into(), picture.remark());
+                answer(reply, Ok(document));
             }
             Verb::FailoverShow => answer(reply, Ok(failover_document(&control.status()))),
             Verb::FailoverSet { list } => {
@@ -147,6 +149,10 @@ impl Desk {
             Verb::Inhibit { limit: Some(limit) } => {
                 let request = self.wait(Waiting::Ordered(reply))?;
                 return Some(Event::Asked(Command::Inhibit { request, limit }));
+            }
+            Verb::Connect { .. } | Verb::Reconnect { .. } if self.config.cloud.servers.is_empty() => {
+                let why = "no server is configured: set cloud.servers, then: systemctl reload switchback";
+                answer(reply, Err(Failure::failed(why, None)));
             }
             Verb::Connect { via, wait } => {
                 let request = self.wait_or_answer(reply, wait)?;

@@ -40,6 +40,8 @@ pub struct Journal {
     told: Option<State>,
     attempts: BTreeMap<Attempt, (Name, u8)>,
     failure: Option<(String, Instant)>,
+    /// What people must know whatever else happens: safe mode, a refused reload.
+    remark: Option<String>,
     losses: Losses,
     lines: CloudLines,
 }
@@ -48,7 +50,35 @@ impl Journal {
     /// A journal that knows the servers' names.
     pub fn new(config: Arc<Config>) -> Journal {
         let (losses, lines) = (Losses::default(), CloudLines::new(&config.cloud));
-        Journal { config, last: None, told: None, attempts: BTreeMap::new(), failure: None, losses, lines }
+        let attempts = BTreeMap::new();
+        Journal { config, last: None, told: None, attempts, failure: None, remark: None, losses, lines }
+    }
+
+    /// Says what is not as it should be with what the daemon runs with, and goes on saying it in the line that
+    /// `systemctl status` shows; `None` when it is as it should be again.
+    pub fn remark(&mut self, to: &BlackBox, remark: Option<String>) {
+        match &remark {
+            Some(sentence) => {
+                log::warn!("{sentence}");
+                to.note(Kind::Note, sentence);
+                self.for_cloud(Level::Warn, sentence);
+            }
+            None if self.remark.is_some() => log::info!("the configuration is in order again"),
+            None => {}
+        }
+        self.remark = remark;
+        if let Some(last) = &self.last {
+            systemd::status(&self.line(&last.state.to_string(), last.state));
+        }
+    }
+
+    /// The one line for `systemctl status`.
+    fn line(&self, sentence: &str, state: State) -> String {
+        match &self.remark {
+            Some(remark) if state == State::SafeMode && sentence == state.as_str() => remark.clone(),
+            Some(remark) => format!("{sentence}; {remark}"),
+            None => sentence.to_owned(),
+        }
     }
 
     /// Writes down what became of messages since it was last told, once a minute at most.
@@ -107,7 +137,7 @@ impl Journal {
         let before = self.last.replace(after);
         if let Some(sentence) = self.sentence(before.as_ref(), &after) {
             to.note(Kind::Note, &sentence);
-            say(&sentence, &after, after.outage.map(|o| o.last_reason.as_str()).unwrap_or_default());
+            self.say(&sentence, &after, after.outage.map(|o| o.last_reason.as_str()).unwrap_or_default());
             self.for_cloud(Level::Info, &sentence);
         }
         let mut changed = before != Some(after);
@@ -115,12 +145,23 @@ impl Journal {
             if let Action::Record(switch) = deed {
                 let sentence = told_of(switch, control);
                 to.note(Kind::Note, &sentence);
-                say(&sentence, &after, switch.why.as_str());
+                self.say(&sentence, &after, switch.why.as_str());
                 self.for_cloud(Level::Info, &sentence);
                 changed = true;
             }
         }
         changed
+    }
+
+    fn say(&self, sentence: &str, after: &Summary, reason: &str) {
+        let uplink = after.uplink.map(|n| n.to_string()).unwrap_or_default();
+        log::info!(
+            SWITCHBACK_STATE = after.state.as_str(),
+            SWITCHBACK_UPLINK = uplink.as_str(),
+            SWITCHBACK_REASON = reason;
+            "{sentence}"
+        );
+        systemd::status(&self.line(sentence, after.state));
     }
 
     fn remember(&mut self, attempt: Attempt, interface: Name, server: u8) {
@@ -256,6 +297,7 @@ fn tells_something(event: &Event, deeds: bool) -> bool {
         | Event::DeviceSeen { .. }
         | Event::DeviceGone { .. }
         | Event::AccessPointLost { .. }
+        | Event::ClockSet
         | Event::NetworkManagerChanged { .. }
         | Event::ActivationRefused { .. }
         | Event::Dialled { .. }
@@ -273,17 +315,6 @@ fn tells_something(event: &Event, deeds: bool) -> bool {
 
 fn is_worth_a_line(action: &Action) -> bool {
     !action.is_message() && !matches!(action, Action::Ping { .. } | Action::Measure { .. } | Action::Drain { .. })
-}
-
-fn say(sentence: &str, after: &Summary, reason: &str) {
-    let uplink = after.uplink.map(|n| n.to_string()).unwrap_or_default();
-    log::info!(
-        SWITCHBACK_STATE = after.state.as_str(),
-        SWITCHBACK_UPLINK = uplink.as_str(),
-        SWITCHBACK_REASON = reason;
-        "{sentence}"
-    );
-    systemd::status(sentence);
 }
 
 /// What it said, and how loud.

@@ -15,6 +15,8 @@ pub mod journal;
 pub mod outbox;
 pub mod picture;
 pub mod sorting;
+pub mod standing;
+pub mod starts;
 pub mod topics;
 pub mod uplinks;
 pub use switchback_control as control;

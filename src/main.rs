@@ -1,19 +1,20 @@
 //! switchbackd: arguments, log, configuration; then it hands over to the loop.
 //!
 //! Everything that can be wrong at the start is said here in one sentence with what to do about it. Exit status 0 after
-//! a stop that was asked for, 1 when the machine would not let it run, 2 for wrong usage or a bad configuration.
+//! a stop that was asked for, 1 when the machine would not let it run, 2 for wrong usage. A bad configuration is no reason
+//! to end, see `standing`.
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use switchback::api;
 use switchback::config::Config;
 use switchback::control::{Control, Reason};
 use switchback::corridor::{Corridor, DOWNLINK_MAX, Downlink};
-use switchback::daemon::{Daemon, Hands};
+use switchback::daemon::{Daemon, Ended, Hands};
 use switchback::desk::Desk;
 use switchback::io::applications::Applications;
 use switchback::io::black_box::{BlackBox, Kind};
@@ -22,9 +23,11 @@ use switchback::io::local_broker::LocalBroker;
 use switchback::io::storage::{self, SavedFile};
 use switchback::io::{EVENTS_MAX, clock, control_socket, dbus, network_manager, rtnetlink, status_page, systemd};
 use switchback::journal::Journal;
-use switchback::picture::{LocalFigures, Picture};
+use switchback::picture::{Document, LocalFigures, Picture};
+use switchback::standing::{self, Chosen};
+use switchback::starts::{Cause, Starts};
 use switchback::uplinks::Uplinks;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc, watch};
 
 const USAGE: &str = "\
 Usage: switchbackd [--config FILE] [--state-dir DIR] [--runtime-dir DIR]
@@ -42,6 +45,9 @@ Ask the running daemon with `switchback status`; check a configuration with `swi
 
 /// Notices on their way to listeners that are behind.
 const NOTICES_MAX: usize = 64;
+
+/// How long safe mode lasts after a crash loop, before everything is tried again.
+const CRASH_REST: Duration = Duration::from_secs(600);
 
 struct Places {
     config: PathBuf,
@@ -64,35 +70,44 @@ fn main() -> ExitCode {
     code
 }
 
+/// Serves until it is told to stop, and begins anew where the configuration has become another one.
 fn run(places: &Places) -> ExitCode {
-    let config = match Config::load(&places.config) {
-        Ok((config, warnings)) => {
-            warnings.iter().for_each(|w| log::warn!("{w}"));
-            config
-        }
-        Err(errors) => {
-            errors.iter().for_each(|e| log::error!("{e}"));
-            return ExitCode::from(2);
-        }
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let ended = runtime.and_then(|runtime| {
-        let ended = runtime.block_on(serve(config, places));
-        // A thread that hangs on a dead disk must not keep the process.
-        runtime.shutdown_background();
-        ended
-    });
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            log::error!("{error}");
-            ExitCode::FAILURE
+    // Whatever is wrong with the directories is said when they are used.
+    let _ = std::fs::create_dir_all(&places.runtime);
+    let _ = std::fs::create_dir_all(&places.state);
+    let mut starts =
+        Starts::begin(&places.runtime, &places.state, &clock::boot_id(), clock::now(), systemd::is_supervised());
+    loop {
+        let chosen = standing::choose(&places.config, &places.state, starts.crash_loop);
+        chosen.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+        chosen.standing.errors.iter().for_each(|error| log::error!("{error}"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let ended = runtime.and_then(|runtime| {
+            let ended = runtime.block_on(serve(chosen, &starts, places));
+            // A thread that hangs on a dead disk must not keep the process.
+            runtime.shutdown_background();
+            ended
+        });
+        match ended {
+            Ok(Ended::Stopped) => {
+                if let Err(error) = clock::keep(&places.state) {
+                    log::warn!("the time cannot be kept for the next start: {error}");
+                }
+                starts.end_well();
+                return ExitCode::SUCCESS;
+            }
+            Ok(Ended::Renewed) => (starts.cause, starts.crash_loop) = (Cause::Config, false),
+            Err(error) => {
+                log::error!("{error}");
+                return ExitCode::FAILURE;
+            }
         }
     }
 }
 
 /// Builds the house and turns the wheel until it is asked to stop.
-async fn serve(mut config: Config, places: &Places) -> io::Result<()> {
+async fn serve(chosen: Chosen, starts: &Starts, places: &Places) -> io::Result<Ended> {
+    let Chosen { mut config, standing, .. } = chosen;
     if let Err(error) = make_directory(&places.state, "--state-dir") {
         use ErrorKind::{AlreadyExists, NotADirectory, PermissionDenied};
         // Any other disk may get better, and meanwhile the cloud can be reached (R-SF-11): the store says so.
@@ -101,13 +116,22 @@ async fn serve(mut config: Config, places: &Places) -> io::Result<()> {
         }
     }
     make_directory(&places.runtime, "--runtime-dir")?;
+    // What crashed may stand in the outbox: it waits where it is, and our own few messages go through an empty one.
+    let aside = places.runtime.join("safe-mode");
+    let messages = if starts.crash_loop { &aside } else { &places.state };
+    make_directory(messages, "--runtime-dir")?;
+    clock::begin(&places.state);
+    if !clock::is_set() {
+        log::warn!("the clock of this machine is not set yet; times of messages follow when it is");
+    }
     let boot_id = clock::boot_id();
-    let opened = storage::open(&places.state, &mut config).map_err(|e| explain_store(&places.state, e))?;
+    let opened = storage::open(messages, &mut config).map_err(|e| explain_store(messages, e))?;
     let config = Arc::new(config);
     let saved = Arc::new(SavedFile::new(&places.state, &boot_id));
     let start = saved.next_start();
     let black_box = BlackBox::open(&places.state);
-    black_box.note(Kind::Note, &format!("started: switchback {}, start {start}", env!("CARGO_PKG_VERSION")));
+    let cause = starts.cause.as_str();
+    black_box.note(Kind::Note, &format!("started: switchback {}, start {start}, {cause}", env!("CARGO_PKG_VERSION")));
 
     let (events, events_inbox) = mpsc::channel(EVENTS_MAX);
     let (calls, calls_inbox) = mpsc::channel(api::CALLS_MAX);
@@ -120,14 +144,21 @@ async fn serve(mut config: Config, places: &Places) -> io::Result<()> {
     let store = opened.storage.start(corridor.clone(), events.clone())?;
 
     let uplinks = Uplinks::new();
-    let local = Local::start(&config, places, &corridor, downlinks_inbox);
+    let local = match starts.crash_loop {
+        true => Local::Nobody(downlinks_inbox),
+        false => Local::start(&config, places, &corridor, downlinks_inbox),
+    };
     let desk = Desk::new(config.clone(), corridor.clone());
     let picture = Picture::new(config.clone(), uplinks.clone(), figures, local.figures());
     let greet = {
         let shown = picture.subscribe();
-        Arc::new(move || Greeting { boot: boot_id.clone(), start, outage: last_cause(&shown.borrow()) })
+        let safe_mode = standing.word();
+        Arc::new(move || {
+            let (boot, outage) = (boot_id.clone(), last_cause(&shown.borrow()));
+            Greeting { boot, start, reason: cause, safe_mode, outage }
+        })
     };
-    let before = Before { pledges: opened.pledges, taken: Some(places.state.join("taken")) };
+    let before = Before { pledges: opened.pledges, taken: Some(messages.join("taken")) };
     let hands = Hands {
         network_manager: network_manager::start(config.clone(), uplinks.clone(), events.clone()),
         links: rtnetlink::start(config.clone(), uplinks.clone(), events.clone())
@@ -138,10 +169,21 @@ async fn serve(mut config: Config, places: &Places) -> io::Result<()> {
         saved: saved.clone(),
     };
     let listener = control_socket::Listener::bind(&places.runtime)?;
-    let doors = [
-        tokio::spawn(control_socket::serve(listener, calls.clone(), picture.subscribe(), black_box.lines())),
-        tokio::spawn(dbus::serve(picture.subscribe(), notices.subscribe(), calls.clone())),
-    ];
+    let mut doors =
+        vec![tokio::spawn(control_socket::serve(listener, calls.clone(), picture.subscribe(), black_box.lines()))];
+    let renew = Arc::new(Notify::new());
+    if starts.crash_loop {
+        let renew = renew.clone();
+        doors.push(tokio::spawn(async move {
+            tokio::time::sleep(CRASH_REST).await;
+            renew.notify_one();
+        }));
+    } else {
+        doors.push(tokio::spawn(dbus::serve(picture.subscribe(), notices.subscribe(), calls.clone())));
+    }
+    if let Some(text) = standing.worth_keeping() {
+        doors.push(tokio::spawn(keep(text, places.state.clone(), picture.subscribe())));
+    }
     let page = config.status_listen.map(|at| tokio::spawn(status_page::serve(at, picture.subscribe(), calls)));
 
     let settings = config.settings.clone();
@@ -157,7 +199,11 @@ async fn serve(mut config: Config, places: &Places) -> io::Result<()> {
         notices,
         black_box,
         state_file: places.runtime.join("state"),
+        state_dir: places.state.clone(),
         changed: true,
+        standing,
+        cause: starts.cause,
+        renew,
     };
     let (cloud, corridor) = (daemon.hands.cloud.clone(), daemon.hands.corridor.clone());
     let network_manager = daemon.hands.network_manager.clone();
@@ -171,11 +217,22 @@ async fn serve(mut config: Config, places: &Places) -> io::Result<()> {
     ended
 }
 
+/// Keeps the configuration as soon as it has been on line.
+async fn keep(text: String, state: PathBuf, mut shown: watch::Receiver<Document>) {
+    let connected = |document: &Document| document.get("connected").and_then(|value| value.as_bool()) == Some(true);
+    if shown.wait_for(connected).await.is_ok() {
+        // The disk may be slow; nobody waits for it.
+        tokio::task::spawn_blocking(move || standing::keep(&state, &text));
+    }
+}
+
 /// Who serves the local applications. With a broker of their own, nobody else does, not even on `mqtt.sock`: clients of
 /// two servers would not hear each other, and a command would have to be taken by both.
 enum Local {
     Applications(Applications),
     Broker(LocalBroker),
+    /// In safe mode after a crash loop. What the cloud sends stays unread, so that it is sent again.
+    Nobody(mpsc::Receiver<Downlink>),
 }
 
 impl Local {
@@ -203,6 +260,7 @@ impl Local {
                 let gauge = broker.gauge();
                 Box::new(move || document(gauge.read()))
             }
+            Local::Nobody(_) => Box::new(|| serde_json::Value::Null),
         }
     }
 
@@ -210,6 +268,7 @@ impl Local {
         match self {
             Local::Applications(applications) => applications.stop().await,
             Local::Broker(broker) => broker.stop().await,
+            Local::Nobody(unread) => drop(unread),
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::corridor::Draft;
 use crate::daemon::Hands;
 use crate::io::clock;
 use crate::io::storage::StoreFigures;
+use crate::standing::Standing;
 use crate::uplinks::Uplinks;
 
 /// Displays are renewed at most this often while nothing but numbers changes.
@@ -50,6 +51,9 @@ pub struct Picture {
     switches: BTreeMap<(Name, Name, Reason), u64>,
     /// What delivery had counted when the session was lost.
     lost: DeliveryStatus,
+    /// What the daemon runs with, and why it was started.
+    configuration: Value,
+    start_reason: &'static str,
     /// The most that has waited since then.
     queued: u64,
 }
@@ -60,7 +64,33 @@ impl Picture {
         let shown = watch::Sender::new(Arc::default());
         let (renewed, switches) = (Instant::default(), BTreeMap::new());
         let lost = DeliveryStatus::default();
-        Picture { config, uplinks, figures, local, shown, renewed, word: None, switches, lost, queued: 0 }
+        let (configuration, start_reason) = (Value::Null, "");
+        let queued = 0;
+        let word = None;
+        Picture {
+            config,
+            uplinks,
+            figures,
+            local,
+            shown,
+            renewed,
+            word,
+            switches,
+            lost,
+            configuration,
+            start_reason,
+            queued,
+        }
+    }
+
+    /// Shows from now on what the daemon runs with, and why it was started.
+    pub fn stand(&mut self, standing: &Standing, start_reason: &'static str) {
+        (self.configuration, self.start_reason) = (standing.document(), start_reason);
+    }
+
+    /// What people must know of it, a sentence or null.
+    pub fn remark(&self) -> Value {
+        self.configuration.get("says").cloned().unwrap_or_default()
     }
 
     /// Counts a switch that has come about, under the names of the IP interfaces.
@@ -134,7 +164,10 @@ impl Picture {
             let (held, oldest_held) = hands.corridor.held_in(Lane(u8::try_from(index).unwrap_or(u8::MAX)));
             let (stored, oldest_stored) = self.stored(index);
             lane.bytes = if lane.memory { held } else { stored };
-            lane.oldest_accepted = oldest_stored.into_iter().chain(oldest_held).min().map(u64::cast_signed);
+            lane.oldest_accepted = {
+                let shown = oldest_stored.into_iter().chain(oldest_held).map(clock::shown);
+                shown.min().map(u64::cast_signed)
+            };
         }
         lanes
     }
@@ -181,7 +214,15 @@ impl Picture {
             lanes,
             trouble: self.figures.trouble(),
         };
-        Live { uplinks, session, outbox, local: (self.local)(), switches: self.switches.clone() }
+        Live {
+            uplinks,
+            session,
+            outbox,
+            local: (self.local)(),
+            configuration: self.configuration.clone(),
+            start_reason: self.start_reason,
+            switches: self.switches.clone(),
+        }
     }
 }
 

@@ -102,7 +102,7 @@ fn a_missing_file_says_what_to_do() {
     let errors = Config::load(&path).unwrap_err();
     let text = errors[0].to_string();
     assert!(text.starts_with(&format!("no configuration at {}: ", path.display())), "{text}");
-    assert!(Config::salvage(&path).is_none());
+    assert!(Config::salvage(&path).cloud.servers.is_empty());
 }
 
 #[test]
@@ -111,7 +111,10 @@ fn a_missing_server_says_what_to_write() {
                 servers = [\"mqtts://broker.example.com:8883\"]";
     assert_eq!(Place::new("").load().unwrap_err(), [want]);
     assert_eq!(Place::new("\n[cloud]\n").load().unwrap_err(), [want.replacen(":", ":2:", 1)]);
-    assert!(Place::new("[cloud]\nservers = []").load().unwrap_err()[0].contains("is empty; write servers = ["));
+    assert!(
+        Place::new("[cloud]\nservers = []").load().unwrap_err()[0]
+            .contains("is empty; write under [cloud]: servers = [")
+    );
 }
 
 #[test]
@@ -551,13 +554,33 @@ fn the_costs_follow_the_settings() {
 #[test]
 fn safe_mode_keeps_what_is_right() {
     let place = Place::new(&format!("[cloud]\n{SERVERS}client_id = \"gw\"\ngrace = 5\nbad = 1\n"));
-    let config = Config::salvage(&place.path("switchback.toml")).unwrap();
+    let config = Config::salvage(&place.path("switchback.toml"));
     assert_eq!((config.cloud.client_id.as_str(), config.settings.grace.as_secs()), ("gw", 60));
     place.write("switchback.toml", &format!("[cloud]\n{SERVERS}[[publish]]\ntopic = \"a#\"\n"));
-    let config = Config::salvage(&place.path("switchback.toml")).unwrap();
+    let config = Config::salvage(&place.path("switchback.toml"));
     assert_eq!(config.publish.len(), 1, "a mistyped only rule must not send everything up");
     place.write("switchback.toml", "[cloud]\nservers = [\"x\"]\n");
-    assert!(Config::salvage(&place.path("switchback.toml")).is_none());
+    assert!(Config::salvage(&place.path("switchback.toml")).cloud.servers.is_empty());
+    place.write("switchback.toml", &format!("[cloud]\n{SERVERS}"));
+    place.write("conf.d/50-broken.toml", "[cloud\n");
+    place.write("conf.d/60-good.toml", "[cloud]\nclient_id = \"later\"\n");
+    let config = Config::salvage(&place.path("switchback.toml"));
+    assert_eq!((config.cloud.servers.len(), config.cloud.client_id.as_str()), (1, "later"));
+}
+
+#[test]
+fn a_configuration_that_was_never_written_is_told_from_a_wrong_one() {
+    let place = Place::new("");
+    let nothing_yet = |text: Option<&str>| {
+        match text {
+            Some(text) => drop(place.write("switchback.toml", text)),
+            None => fs::remove_file(place.path("switchback.toml")).unwrap(),
+        }
+        Config::load(&place.path("switchback.toml")).unwrap_err().iter().all(|error| error.is_nothing_yet())
+    };
+    assert!(nothing_yet(Some(SHIPPED)) && nothing_yet(Some("")) && nothing_yet(Some("[cloud]\nservers = []\n")));
+    assert!(!nothing_yet(Some("[cloud]\nserver = []\n")) && !nothing_yet(Some("[cloud]\nservers = [1]\n")));
+    assert!(nothing_yet(None));
 }
 
 #[test]

@@ -52,6 +52,7 @@ pub fn heading(line: &str) -> Result<Heading, String> {
             ["late", d] => s.late = Some(duration(d)?),
             ["standby", class, "off"] => s.classes[index(class)?].standby = Standby::Off,
             ["standby", class, "warm"] => s.classes[index(class)?].standby = Standby::Warm,
+            ["safe-mode"] => s.safe_mode = true,
             ["routes"] => s.manage_routes = true,
             ["metered", class] => s.classes[index(class)?].metered = Some(true),
             ["unmetered", class] => s.classes[index(class)?].metered = Some(false),
@@ -281,6 +282,7 @@ impl Reader {
             ["device", name, class, rest @ ..] => {
                 Event::DeviceSeen { interface: parse(name)?, device: device(class, rest)? }
             }
+            ["clock", "set"] => Event::ClockSet,
             ["networkmanager", "running"] => Event::NetworkManagerChanged { running: true },
             ["networkmanager", "gone"] => Event::NetworkManagerChanged { running: false },
             ["activation", n, "refused", name, reason] => {

@@ -104,6 +104,8 @@ fn the_unit_starts_for_ever_and_waits_for_no_network() {
     let has = |line: &str| unit.lines().any(|l| l == line);
     assert!(has("Type=notify") && has("WatchdogSec=60s") && has("Restart=always") && has("StartLimitIntervalSec=0"));
     assert!(has("After=dbus.service NetworkManager.service") && has("User=switchback"));
+    assert!(has("ExecReload=/bin/kill -HUP $MAINPID"));
+    assert!(has("RestartSec=1s") && has("RestartMaxDelaySec=5s"), "five starts must fit into the 30 s of a crash loop");
     let settings: Vec<_> = unit.lines().filter(|line| !line.starts_with('#')).collect();
     assert!(!settings.iter().any(|line| line.contains("network-online") || line.contains("RestartPrevent")));
 }

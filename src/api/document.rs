@@ -34,6 +34,10 @@ pub struct Live {
     pub outbox: LiveOutbox,
     /// What the local face counts; `Null` where nobody asked.
     pub local: Value,
+    /// What the daemon runs with, and why; `Null` where nobody asked.
+    pub configuration: Value,
+    /// Why it was started; empty where nobody asked.
+    pub start_reason: &'static str,
     /// How often traffic has moved since the daemon started: from, to, and why.
     pub switches: BTreeMap<(Name, Name, Reason), u64>,
 }
@@ -167,6 +171,8 @@ pub fn status_document(status: &Status, live: &Live, clock: WallClock) -> Map<St
     put("uplinks", status.uplinks.iter().map(|uplink| self::uplink(uplink, live)).collect::<Vec<_>>().into());
     put("outbox", outbox_document(status, live, clock));
     put("local", live.local.clone());
+    put("configuration", live.configuration.clone());
+    put("start_reason", live.start_reason.into());
     put("last_outage", status.last_outage.as_ref().map_or(Value::Null, |outage| self::outage(outage, clock)));
     put("last_switch", status.last_switch.as_ref().map_or(Value::Null, |last| switch(last, status, clock)));
     put("switches", live.switches.iter().map(switches).collect::<Vec<_>>().into());
@@ -425,7 +431,7 @@ mod tests {
 
     /// The keys of the contract, literally.
     const KEYS: &str = "state connected uplink class since last_inbound_ms next_attempt_ms session failover uplinks \
-                        outbox local last_outage last_switch switches failback inhibited_until";
+                        outbox local configuration start_reason last_outage last_switch switches failback inhibited_until";
     const SESSION: &str = "id server protocol tls present rtt_ms unacked_bytes unsent_bytes";
     const FAILOVER: &str = "stored walk index";
     const UPLINK: &str = "name class step usable reason metered rtt_ms loss signal bytes_up bytes_down liveness_bytes \
@@ -490,6 +496,8 @@ mod tests {
         };
         Live {
             local: Value::Null,
+            configuration: Value::Null,
+            start_reason: "boot",
             uplinks: BTreeMap::from([(name("wwan0"), uplink)]),
             session: Some(LiveSession {
                 server: "broker.example.com:8883".into(),

@@ -120,6 +120,7 @@ fn next(status: &Status, clock: WallClock, hold_down: Duration) -> String {
     match (status.state, status.next_attempt) {
         (State::Off, _) => "Next: nothing, it was told to stay disconnected; `switchback connect` ends that.".into(),
         (State::Idle, _) => "Next: nothing until there is something to send, or `switchback connect`.".into(),
+        (State::SafeMode, _) if !status.connected => "Next: nothing until the configuration names a server.".into(),
         (State::Step(step), _) if !status.connected => {
             format!("Next: the attempt under way has come to {}.", step.as_str())
         }

@@ -23,6 +23,9 @@ pub fn status(document: &Value, age: Duration, colours: bool) -> String {
     let mut line = |name: &str, text: String| out += &format!("{name:<12}{text}\n");
     let state = plain(&document["state"]);
     line("state", format!("{}{}", painted(&state, colours), on_uplink(document)));
+    if document["configuration"]["says"].is_string() {
+        line("attention", plain(&document["configuration"]["says"]));
+    }
     line("since", since(&document["since"]));
     match document["next_attempt_ms"].as_u64() {
         Some(ms) => line("next try", format!("in {}", span(ms.saturating_sub(millis(age))))),
@@ -60,7 +63,14 @@ pub fn status(document: &Value, age: Duration, colours: bool) -> String {
 pub fn explain(document: &Value) -> String {
     let uplinks = document["uplinks"].as_array().into_iter().flatten();
     let last = Some(&document["last_switch"]).filter(|last| last.is_string());
-    uplinks.chain(last).chain([&document["next"]]).map(|sentence| plain(sentence) + "\n").collect()
+    let first = Some(&document["configuration"]).filter(|says| says.is_string());
+    first
+        .into_iter()
+        .chain(uplinks)
+        .chain(last)
+        .chain([&document["next"]])
+        .map(|sentence| plain(sentence) + "\n")
+        .collect()
 }
 
 fn on_uplink(document: &Value) -> String {

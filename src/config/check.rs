@@ -13,7 +13,7 @@ use super::reader::{Reader, Section, Seen};
 use super::text;
 use super::tree::{At, Table};
 use super::uplinks::{class_in_disguise, uplinks};
-use super::{Cloud, CloudLog, Config, Host, PublishRule, Server, SubscribeRule};
+use super::{Cloud, CloudLog, Config, Host, PublishRule, SERVERS_EXAMPLE, Server, SubscribeRule};
 
 /// Most servers: the heart counts them in a byte, and nobody walks more.
 const SERVERS_MAX: usize = 16;
@@ -141,16 +141,15 @@ fn cloud(reader: &mut Reader, top: &Section<'_>, host: &Host, config: &mut Confi
 }
 
 fn servers(reader: &mut Reader, section: &Section<'_>) -> Vec<Server> {
-    let example = "servers = [\"mqtts://broker.example.com:8883\"]";
     if !section.names().contains(&"servers") {
-        let message = format!("is missing; write under [cloud]: {example}");
+        let message = format!("is missing; {SERVERS_EXAMPLE}");
         reader.wrong(&section.at, "cloud.servers", message);
     }
     let Some(list) = reader.list(section, "servers", "[\"mqtts://broker.example.com:8883\"]") else {
         return Vec::new();
     };
     if list.value.is_empty() {
-        reader.wrong(&list.at, &list.path, format!("is empty; write {example}"));
+        reader.wrong(&list.at, &list.path, format!("is empty; {SERVERS_EXAMPLE}"));
     }
     if list.value.len() > SERVERS_MAX {
         reader.wrong(&list.at, &list.path, format!("holds more than {SERVERS_MAX} servers"));

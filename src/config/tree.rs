@@ -66,8 +66,9 @@ impl Value {
     }
 }
 
-/// Reads the main file and everything beside it; the tree and the place of the whole.
-pub fn read(path: &Path) -> Result<(Table, At), Vec<ConfigError>> {
+/// Reads the main file and everything beside it: the tree of what could be read, the place of the whole, and what is wrong
+/// with the rest. A file with a mistake in it adds nothing to the tree.
+pub fn read(path: &Path) -> (Table, At, Vec<ConfigError>) {
     let whole = At { file: Arc::from(path), line: None };
     let mut errors = Vec::new();
     let mut tree = Table::new();
@@ -82,7 +83,7 @@ pub fn read(path: &Path) -> Result<(Table, At), Vec<ConfigError>> {
             Err(more) => errors.extend(more),
         }
     }
-    if errors.is_empty() { Ok((tree, whole)) } else { Err(errors) }
+    (tree, whole, errors)
 }
 
 /// Parses one text as if it stood in `file`.

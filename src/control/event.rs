@@ -202,6 +202,8 @@ pub enum Event {
     AccessPointLost {
         interface: Name,
     },
+    /// Somebody set the wall clock: what failed for the time it showed may not fail now.
+    ClockSet,
     /// NetworkManager appeared on or vanished from the bus. Devices stay as last reported.
     NetworkManagerChanged {
         running: bool,
@@ -457,6 +459,7 @@ impl fmt::Display for Event {
             Event::DeviceSeen { interface, device } => write!(f, "device {interface} {device}"),
             Event::DeviceGone { interface } => write!(f, "device {interface} gone"),
             Event::AccessPointLost { interface } => write!(f, "access point {interface} lost"),
+            Event::ClockSet => f.write_str("clock set"),
             Event::NetworkManagerChanged { running } => {
                 write!(f, "networkmanager {}", if *running { "running" } else { "gone" })
             }

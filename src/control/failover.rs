@@ -270,6 +270,11 @@ impl Failover {
         if !self.wants(g) {
             return Walk::Resting;
         }
+        // The certificate that was not valid yet, or no more, may be now.
+        if matches!(g.event, Event::ClockSet) && matches!(cause, Reason::ClockWrong | Reason::Tls) {
+            self.backoff.reset();
+            return self.begin(g);
+        }
         let until = if !g.hope.is_empty() && hopeful(cause) { until.min(self.hope_at(now, cause)) } else { until };
         if now >= until { self.begin(g) } else { Walk::Waiting { until, cause } }
     }

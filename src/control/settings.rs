@@ -138,7 +138,9 @@ pub struct Settings {
     pub grace: Duration,
     /// Give the host's own traffic the uplink that carries the session.
     pub manage_routes: bool,
-    /// How many servers `cloud.servers` names; at least one.
+    /// Running with another configuration than the one that is written, or without one. Only shown.
+    pub safe_mode: bool,
+    /// How many servers `cloud.servers` names; none where nothing is configured yet.
     pub servers: u8,
     /// How many gateways share the server; 1 allows quick retries (R-CL-14).
     pub fleet_size: u32,
@@ -203,6 +205,7 @@ impl Default for Settings {
             hold_down: Duration::from_secs(30),
             grace: Duration::from_secs(60),
             manage_routes: false,
+            safe_mode: false,
             servers: 1,
             fleet_size: 1,
             window: 256,

@@ -38,6 +38,9 @@ pub enum State {
     NoCloud,
     AuthError,
     ClockWrong,
+    /// Nothing is wrong with the connection, but with what the daemon runs with: stands in the place of `online`,
+    /// `online-on-backup` and `idle`.
+    SafeMode,
 }
 
 impl State {
@@ -55,6 +58,7 @@ impl State {
             State::NoCloud => "no-cloud",
             State::AuthError => "auth-error",
             State::ClockWrong => "clock-wrong",
+            State::SafeMode => "safe-mode",
         }
     }
 }
@@ -198,7 +202,7 @@ impl Control {
         let current = self.failover.current();
         let index = current.and_then(|name| walk.iter().position(|n| *n == name)).unwrap_or(0);
         Status {
-            state: self.state(index),
+            state: self.word(index),
             connected: serving.is_some_and(|s| s.session.settled),
             uplink: serving.map(|s| self.interfaces.spoken(s.session.interface)),
             since: self.failover.since,
@@ -243,7 +247,14 @@ impl Control {
             None => 0,
         };
         let uplink = self.failover.session().map(|s| self.interfaces.spoken(s.interface));
-        Summary { state: self.state(index), uplink, outage: self.outages.status() }
+        Summary { state: self.word(index), uplink, outage: self.outages.status() }
+    }
+
+    fn word(&self, index: usize) -> State {
+        match self.state(index) {
+            State::Online | State::OnlineOnBackup | State::Idle if self.settings.safe_mode => State::SafeMode,
+            state => state,
+        }
     }
 
     fn state(&self, index: usize) -> State {

@@ -49,6 +49,9 @@ fn daemon(daemon: &Result<Value, String>) -> Finding {
         Ok(status) => {
             let state = status["state"].as_str().unwrap_or("?");
             match (status["connected"].as_bool(), status["uplink"].as_str()) {
+                _ if let Some(says) = status["configuration"]["says"].as_str() => {
+                    Finding::bad("daemon", format!("{state}: {says}"), "switchback config check")
+                }
                 (Some(true), Some(uplink)) => Finding::good("daemon", format!("{state} over {uplink}")),
                 _ if matches!(state, "off" | "idle") => {
                     Finding::odd("daemon", format!("{state}: nobody wants a session"), "switchback connect")

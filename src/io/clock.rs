@@ -3,11 +3,20 @@
 //! Three of them: `CLOCK_BOOTTIME` (milliseconds since boot, suspend included), which is the only time a decision is
 //! ever made with; the wall clock, which is only shown and may be wrong or jump; and the boot ID, which tells whose
 //! milliseconds those are. Reading a clock never fails and never waits. `tokio`'s own timers stand still in suspend,
-//! so the loop's deadline is an [`Alarm`], which does not.
+//! so the loop's deadline is an [`Alarm`], which does not; [`Steps`] tells when somebody sets the wall clock, which is
+//! never done here. What is known of the wall clock ([`eras`]) is one for the whole process, as the clock is one for the
+//! machine; a process that does not `begin` takes the clock as it is.
 
+pub mod eras;
+
+use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use eras::{Eras, Evidence, Found, Reading};
 
 use jiff::Timestamp;
 use rustix::time::{
@@ -22,6 +31,110 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// 1 January 2026, milliseconds since the epoch: a clock that shows less has not been set.
 pub const SET_SINCE: u64 = 1_767_225_600_000;
+
+/// The file in the state directory with what is known of the clock.
+const FILE: &str = "clock";
+/// There once a time server has answered in this boot (systemd-timesyncd).
+const SYNCHRONISED: &str = "/run/systemd/timesync/synchronized";
+/// Clock chips; the kernel sets the clock from one at the boot.
+const CHIPS: &str = "/sys/class/rtc";
+
+static KNOWN: Mutex<Option<Eras>> = Mutex::new(None);
+
+/// Reads what earlier starts knew of the clock, and looks at it. A file of a newer version is set aside.
+pub fn begin(state_dir: &Path) -> Found {
+    let boot = boot_id();
+    let path = state_dir.join(FILE);
+    let eras = fs::read_to_string(&path).ok().and_then(|text| {
+        let read = Eras::read(&text, &boot);
+        if read.is_none() {
+            crate::outbox::set_aside(&path, "it is damaged or of a newer version");
+        }
+        read
+    });
+    *known() = Some(eras.unwrap_or_else(|| Eras::of_boot(&boot)));
+    look(false)
+}
+
+/// Looks whether the clock is set; `stepped`: somebody has just set it.
+pub fn look(stepped: bool) -> Found {
+    let evidence = match stepped {
+        true => Evidence::Stepped,
+        false if is_set() => Evidence::None,
+        false if Path::new(SYNCHRONISED).exists() || has_chip() => Evidence::Steady,
+        false => Evidence::None,
+    };
+    known().as_mut().map_or(Found::Nothing, |eras| eras.look(reading(), evidence))
+}
+
+/// Whether the wall clock can be believed.
+pub fn is_set() -> bool {
+    let now = reading();
+    known().as_ref().map_or(now.wall >= SET_SINCE, Eras::is_set)
+}
+
+/// Writes down what is known, for the next start.
+///
+/// # Errors
+/// The file system's.
+pub fn keep(state_dir: &Path) -> io::Result<()> {
+    let text = known().as_mut().map(|eras| eras.write(reading()));
+    text.map_or(Ok(()), |text| crate::outbox::replace_file(&state_dir.join(FILE), text.as_bytes()))
+}
+
+/// What a message that is accepted now is stamped with: milliseconds of the wall clock, or since boot while that is not set
+/// (then below `SET_SINCE`).
+pub fn stamp() -> u64 {
+    let now = reading();
+    known().as_ref().map_or(now.wall, |eras| eras.stamp(now))
+}
+
+/// When a message was accepted, milliseconds since the epoch, as well as that is known by now; see [`Eras::time`].
+pub fn time_of(accepted: u64, id: &str) -> Option<u64> {
+    let now = reading();
+    match known().as_ref() {
+        Some(eras) => eras.time(accepted, id, now),
+        None => Eras::default().time(accepted, id, now),
+    }
+}
+
+/// A stamp as displays show it: the best guess for one that is not yet known.
+pub fn shown(accepted: u64) -> u64 {
+    if accepted >= SET_SINCE {
+        return accepted;
+    }
+    u64::try_from(wall_at(Instant::from_millis(accepted).min(now())).as_millisecond()).unwrap_or(0)
+}
+
+/// How long ago a message was accepted at least, in milliseconds; `wall` as of [`least_wall`].
+pub fn age_of(accepted: u64, id: &str, wall: u64) -> u64 {
+    let now = reading();
+    match known().as_ref() {
+        Some(eras) => eras.age(accepted, id, wall, now),
+        None => Eras::default().age(accepted, id, wall, now),
+    }
+}
+
+/// The wall clock, for ages: the least that it may be.
+pub fn least_wall() -> u64 {
+    let now = reading();
+    known().as_ref().map_or(now.wall, |eras| eras.least_wall(now))
+}
+
+fn known() -> MutexGuard<'static, Option<Eras>> {
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn reading() -> Reading {
+    Reading { wall: u64::try_from(wall().as_millisecond()).unwrap_or(0), up: now().as_millis() }
+}
+
+fn has_chip() -> bool {
+    let chips = fs::read_dir(CHIPS).into_iter().flatten().flatten();
+    let sets =
+        |chip: fs::DirEntry| fs::read_to_string(chip.path().join("hctosys")).is_ok_and(|text| text.trim() == "1");
+    chips.into_iter().any(sets)
+}
 
 /// Milliseconds since boot, suspend included (`CLOCK_BOOTTIME`, `clock_gettime(2)`).
 pub fn now() -> Instant {
@@ -94,6 +207,43 @@ impl Alarm {
             // An interrupted read, or one that would block (then `try_io` clears the readiness), waits again.
             if let Ok(Ok(_)) = ready.try_io(|timer| Ok(rustix::io::read(timer.get_ref(), &mut count)?)) {
                 return;
+            }
+        }
+    }
+}
+
+/// Tells when somebody sets the wall clock (`TFD_TIMER_CANCEL_ON_SET`, `timerfd_create(2)`). No polling.
+pub struct Steps {
+    timer: AsyncFd<OwnedFd>,
+}
+
+impl Steps {
+    /// Must be made inside the runtime.
+    ///
+    /// # Errors
+    /// The kernel is out of descriptors.
+    #[expect(deprecated, reason = "as in `Alarm::new`")]
+    pub fn new() -> io::Result<Steps> {
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        let timer = timerfd_create(TimerfdClockId::Realtime, flags)?;
+        let never = Timespec { tv_sec: (i32::MAX - 1).into(), tv_nsec: 0 };
+        let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: never };
+        timerfd_settime(&timer, TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET, &once)?;
+        Ok(Steps { timer: AsyncFd::new(timer)? })
+    }
+
+    /// Waits until it is set. Also returns after a suspend; safe to drop and call again.
+    pub async fn next(&self) {
+        loop {
+            let Ok(mut ready) = self.timer.readable().await else {
+                return std::future::pending().await;
+            };
+            let mut count = [0_u8; 8];
+            // A read that would block clears the readiness; the one after a step is told that the timer was cancelled.
+            match ready.try_io(|timer| Ok(rustix::io::read(timer.get_ref(), &mut count)?)) {
+                Ok(Err(error)) if error.raw_os_error() == Some(rustix::io::Errno::CANCELED.raw_os_error()) => return,
+                Ok(_) => ready.clear_ready(),
+                Err(_) => {}
             }
         }
     }

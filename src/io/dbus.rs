@@ -183,6 +183,7 @@ fn changed<'v>(old: &Map<String, Value>, new: &Map<String, Value>) -> HashMap<&'
         ("class", "Class"),
         ("since", "Since"),
         ("inhibited_until", "InhibitedUntil"),
+        ("start_reason", "StartReason"),
     ] {
         if differs(key) {
             changed.insert(name, Variant::from(text(new, key)));
@@ -197,6 +198,7 @@ fn changed<'v>(old: &Map<String, Value>, new: &Map<String, Value>) -> HashMap<&'
         ("outbox", "Outbox"),
         ("last_outage", "LastOutage"),
         ("last_switch", "LastSwitch"),
+        ("configuration", "Configuration"),
         ("failback", "Failback"),
     ] {
         if differs(key) {
@@ -432,6 +434,18 @@ impl Service {
     #[zbus(property)]
     fn last_switch(&self) -> Dict {
         dict(&self.status.borrow(), "last_switch")
+    }
+
+    /// What the daemon runs with, whether that is safe mode, and what is wrong with the files.
+    #[zbus(property)]
+    fn configuration(&self) -> Dict {
+        dict(&self.status.borrow(), "configuration")
+    }
+
+    /// Why the daemon was started: boot, upgrade, crash, operator or config.
+    #[zbus(property)]
+    fn start_reason(&self) -> String {
+        text(&self.status.borrow(), "start_reason")
     }
 
     /// How often traffic moved since the start, by from, to and reason.

@@ -65,9 +65,24 @@ pub fn status(text: &str) {
     tell(&[NotifyState::Status(&line)]);
 }
 
+/// Tells systemd that the configuration is being read again (`RELOADING=1`); `ready` ends that.
+pub fn reloading() {
+    // Newer versions insist on the moment.
+    let since = NotifyState::monotonic_usec_now();
+    match since {
+        Ok(since) => tell(&[NotifyState::Reloading, since]),
+        Err(_) => tell(&[NotifyState::Reloading]),
+    }
+}
+
 /// Tells systemd that the daemon is going down (`STOPPING=1`).
 pub fn stopping() {
     tell(&[NotifyState::Stopping]);
+}
+
+/// Whether somebody starts us again when we end.
+pub fn is_supervised() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
 }
 
 /// How often to call `feed`: half of what the unit allows; `None` without a watchdog.

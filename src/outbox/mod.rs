@@ -59,7 +59,7 @@ pub use disk::{Disk, Local};
 pub use limits::{AppendError, Limits, MAX_RECORD, SEGMENT_BYTES};
 pub use record::{Record, Seq};
 pub use recover::{Damage, Recovered, Why};
-pub use replace::{replace_file, replace_file_on};
+pub use replace::{replace_file, replace_file_on, set_aside};
 
 /// The durable store of messages. Dropping it without [`Outbox::close`] is a power cut without the cut: what was not
 /// synced is gone.

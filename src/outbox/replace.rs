@@ -40,6 +40,32 @@ pub fn replace_file_on<D: Disk>(disk: &D, path: &Path, bytes: &[u8]) -> io::Resu
     disk.sync_dir(parent)
 }
 
+/// Copies of one file that are kept aside.
+const ASIDE_MAX: u32 = 3;
+
+/// Puts a file or directory aside that is not ours to read, under a name of its own beside it (`NAME.aside`, then `.aside-2`,
+/// `.aside-3`; beyond that the oldest goes), and says so. What a newer version has written is thereby found again by it.
+pub fn set_aside(path: &Path, why: &str) {
+    let name = |number: u32| {
+        let mut name = OsString::from(path);
+        name.push(if number == 1 { ".aside".into() } else { format!(".aside-{number}") });
+        PathBuf::from(name)
+    };
+    let free = (1..=ASIDE_MAX).find(|number| !name(*number).exists());
+    if free.is_none() {
+        let oldest = name(1);
+        let _ = if oldest.is_dir() { std::fs::remove_dir_all(&oldest) } else { std::fs::remove_file(&oldest) };
+        for number in 1..ASIDE_MAX {
+            let _ = std::fs::rename(name(number + 1), name(number));
+        }
+    }
+    let aside = name(free.unwrap_or(ASIDE_MAX));
+    match std::fs::rename(path, &aside) {
+        Ok(()) => log::error!("{} is not used: {why}; kept as {}", path.display(), aside.display()),
+        Err(error) => log::error!("{} is not used: {why}; it cannot be put aside: {error}", path.display()),
+    }
+}
+
 fn write_fresh<D: Disk>(disk: &D, fresh: &Path, bytes: &[u8]) -> io::Result<()> {
     let file = disk.create(fresh)?;
     let written = disk.write_at(&file, bytes, 0).and_then(|()| disk.sync(&file));

@@ -382,7 +382,12 @@ impl Rig {
         );
         let (events, inbox) = mpsc::channel(1024);
         let (downlinks, downlinks_inbox) = mpsc::channel(4);
-        let greet = Arc::new(|| Greeting { boot: "boot".into(), start: 3, outage: Some(Reason::NoLink) });
+        let greet = Arc::new(|| Greeting {
+            boot: "boot".into(),
+            start: 3,
+            outage: Some(Reason::NoLink),
+            ..Greeting::default()
+        });
         let before = Before { pledges: stack.pledges(), taken: stack.told().taken.clone() };
         let cloud = Cloud::start(Arc::new(config), uplinks, stack.clone(), downlinks, events, greet, before);
         Rig { cloud, events: inbox, downlinks: downlinks_inbox, stack, last: 0 }

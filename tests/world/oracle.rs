@@ -909,7 +909,8 @@ impl Oracle {
                 }
             }
             Event::Asked(command) => self.hear_command(now, command),
-            Event::NetworkManagerChanged { .. }
+            Event::ClockSet
+            | Event::NetworkManagerChanged { .. }
             | Event::ActivationRefused { .. }
             | Event::AccessPointLost { .. }
             | Event::Measured { .. }

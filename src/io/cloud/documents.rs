@@ -16,6 +16,10 @@ pub struct Greeting {
     pub boot: String,
     /// The number of this start (R-SF-7).
     pub start: u64,
+    /// Why the daemon was started (R-DG-9).
+    pub reason: &'static str,
+    /// Why it is in safe mode; `None`: it is not.
+    pub safe_mode: Option<&'static str>,
     /// The first cause of the last outage; `None` before the first.
     pub outage: Option<Reason>,
 }
@@ -38,6 +42,8 @@ pub fn hello(greeting: &Greeting, config_hash: &str, session: Attempt) -> Vec<u8
         "config": config_hash,
         "boot": greeting.boot,
         "start": greeting.start,
+        "start_reason": greeting.reason,
+        "safe_mode": greeting.safe_mode,
         "session": session.0,
         "last_outage": greeting.outage.map(Reason::as_str),
     }))

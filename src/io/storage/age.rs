@@ -1,13 +1,13 @@
 //! Which stored messages are too old (R-SF-6).
 //!
 //! A message says itself how long it may wait, in its MQTT message expiry interval, counted from its acceptance. Always
-//! true: a look costs a bounded number of records, begins at the oldest, and trusts no clock that is obviously wrong.
+//! true: a look costs a bounded number of records and begins at the oldest; how old something is, the clock says.
 
 use std::io;
 
 use flowsdk::mqtt_serde::mqttv5::common::properties::Property;
 
-use crate::io::clock::SET_SINCE;
+use crate::io::clock;
 use crate::io::packet::properties_from_bytes;
 use crate::outbox::{Disk, Outbox, Record};
 
@@ -23,7 +23,7 @@ pub(super) struct Look {
     through: u64,
 }
 
-/// Runs of numbers that are too old at this wall time (milliseconds since the epoch), and whether there may be more.
+/// Runs of numbers that are too old at this wall time (`clock::least_wall`), and whether there may be more.
 pub(super) fn look<D: Disk>(outbox: &mut Outbox<D>, look: &mut Look, wall: u64) -> (Vec<(u64, u64)>, bool) {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     let (mut after, mut fresh) = (look.through, 0);
@@ -57,12 +57,12 @@ fn next<D: Disk>(outbox: &mut Outbox<D>, after: u64) -> Option<Record> {
 }
 
 fn is_expired(record: &Record, wall: u64) -> bool {
-    if record.properties.is_empty() || record.accepted < SET_SINCE || wall < record.accepted {
+    if record.properties.is_empty() {
         return false;
     }
     let seconds = properties_from_bytes(&record.properties).into_iter().find_map(|property| match property {
         Property::MessageExpiryInterval(seconds) => Some(u64::from(seconds)),
         _ => None,
     });
-    seconds.is_some_and(|seconds| wall - record.accepted > seconds * 1000)
+    seconds.is_some_and(|seconds| clock::age_of(record.accepted, &record.id, wall) > seconds * 1000)
 }

@@ -19,6 +19,7 @@ use super::lane::Lane;
 use super::pledges::{Kept, Pledges};
 use super::{Events, LaneFigures, StoreFigures, show};
 use crate::corridor::{Body, Corridor, Pledge, READ_MAX, StoreJob};
+use crate::io::clock;
 use crate::outbox::{Disk, MAX_RECORD};
 
 /// How often a failing store is tried again.
@@ -125,7 +126,7 @@ impl<D: Disk + Clone> Worker<D> {
         while !self.finishing {
             self.tell(corridor, events);
             self.gather(jobs);
-            self.turn(Instant::now(), wall_millis());
+            self.turn(Instant::now(), clock::least_wall());
         }
         self.tell(corridor, events);
         self.close();
@@ -134,7 +135,7 @@ impl<D: Disk + Clone> Worker<D> {
     /// Writes what is left and lets the files go.
     pub fn close(mut self) {
         self.finishing = true;
-        self.turn(Instant::now(), wall_millis());
+        self.turn(Instant::now(), clock::least_wall());
         for lane in self.places.into_iter().filter_map(|place| place.lane) {
             if let Err(error) = lane.close() {
                 log::error!("outbox: the last messages could not be written: {error}");

@@ -9,6 +9,7 @@ use switchback_control::Version;
 
 use super::{Connection, Place};
 use crate::corridor::{Body, Pledge};
+use crate::io::clock;
 use crate::io::cloud::{age, documents, speech};
 use crate::io::packet::{Publish, properties_from_bytes};
 use crate::sorting::{ACCEPTED, IDENTITY};
@@ -43,13 +44,16 @@ impl Connection<'_> {
         };
         let mut properties = properties_from_bytes(&body.properties);
         // What the server may have already is not taken back.
-        if exchange.is_none() && !age::lower(&mut properties, age::of(body.accepted)) {
+        if exchange.is_none() && !age::lower(&mut properties, age::of(body)) {
             return Err(Unsent::Expired);
         }
         let mut properties = speech::portable(properties, self.version);
         if self.version == Version::V5 {
             properties.push(Property::UserProperty(IDENTITY.into(), body.id.clone()));
-            properties.push(Property::UserProperty(ACCEPTED.into(), documents::time(body.accepted)));
+            // No time rather than a wrong one: the clock may not be set yet.
+            if let Some(time) = clock::time_of(body.accepted, &body.id) {
+                properties.push(Property::UserProperty(ACCEPTED.into(), documents::time(time)));
+            }
         }
         let qos = body.qos.min(2).min(limits.qos);
         if qos < body.qos && qos == 1 && !shared.said_downgraded.swap(true, Ordering::Relaxed) {

@@ -1,0 +1,308 @@
+//! Which configuration the daemon runs with, and why that is not the one that is written down (R-CF-4, R-PR-2).
+//!
+//! The first of these that leads to a server: the files as they are; the last configuration with which this gateway was
+//! on line, which the state directory keeps as TOML (it names the files of secrets and holds none); what is right in files
+//! that are wrong; nothing, which serves the applications of this machine and waits to be told a server. A crash loop
+//! takes the second before the first, and only what the connection needs of it. Always true: a mistake in the files never
+//! ends the daemon and never changes what it does while it runs; whatever is not as written is said. Nothing here
+//! connects, and nothing writes to the configuration directory.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use switchback_control::{Standby, Start};
+
+use crate::config::{Config, ConfigError, PublishRule, Warning, show};
+use crate::outbox::replace_file;
+
+/// The file in the state directory that holds what was last on line.
+pub const LAST_GOOD: &str = "last-good.toml";
+/// Its first line; another version is left to the program that wrote it.
+const HEADER: &str = "# switchback last-good 1";
+/// How `show` writes that there is no server.
+const NO_SERVERS: &str = "\nservers = []\n";
+/// Mistakes told to scripts: whoever made more corrects these first.
+const ERRORS_MAX: usize = 16;
+/// Keys named in the sentence of a reload.
+const KEYS_MAX: usize = 6;
+
+/// What the daemon runs with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Running {
+    AsWritten,
+    /// As written before a reload that was refused.
+    Before,
+    LastGood,
+    /// What is right in the files.
+    Salvaged,
+}
+
+/// Why safe mode holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    Mistakes,
+    /// No server is named yet, and nothing else is wrong.
+    Unconfigured,
+    CrashLoop,
+}
+
+/// What the daemon runs with, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub running: Running,
+    /// `None`: not in safe mode.
+    pub safe: Option<Cause>,
+    /// What is wrong with the files.
+    pub errors: Vec<ConfigError>,
+    path: PathBuf,
+    hash: String,
+    /// The effective values, for comparing and keeping.
+    text: String,
+}
+
+/// What a start begins with.
+#[derive(Clone, Debug)]
+pub struct Chosen {
+    pub config: Config,
+    pub warnings: Vec<Warning>,
+    pub standing: Standing,
+}
+
+/// What a reload found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reread {
+    /// The same values; nothing to do.
+    Same,
+    /// Mistakes; the daemon goes on as it is, and the standing tells.
+    Refused,
+    /// Other values, in these keys.
+    Changed(Vec<String>),
+}
+
+/// Decides what to start with. Never fails.
+pub fn choose(path: &Path, state_dir: &Path, crash_loop: bool) -> Chosen {
+    let last_good = state_dir.join(LAST_GOOD);
+    let (config, warnings, running, errors) = match Config::load(path) {
+        Ok((written, warnings)) => match read_last_good(&last_good).filter(|_| crash_loop) {
+            Some(good) if good.hash != written.hash => (good, warnings, Running::LastGood, Vec::new()),
+            Some(_) | None => (written, warnings, Running::AsWritten, Vec::new()),
+        },
+        Err(errors) => {
+            let (config, running) = in_place_of(path, &last_good);
+            (config, Vec::new(), running, errors)
+        }
+    };
+    let safe = match errors.is_empty() {
+        true => crash_loop.then_some(Cause::CrashLoop),
+        false if crash_loop => Some(Cause::CrashLoop),
+        false => Some(cause_of(&errors, config.cloud.servers.is_empty())),
+    };
+    let (hash, text) = (config.hash.clone(), show(&config));
+    let standing = Standing { running, safe, errors, path: path.to_owned(), hash, text };
+    Chosen { config: standing.applied_to(config), warnings, standing }
+}
+
+fn cause_of(errors: &[ConfigError], no_servers: bool) -> Cause {
+    match no_servers && errors.iter().all(ConfigError::is_nothing_yet) {
+        true => Cause::Unconfigured,
+        false => Cause::Mistakes,
+    }
+}
+
+/// What to run with in place of files that are wrong.
+fn in_place_of(path: &Path, last_good: &Path) -> (Config, Running) {
+    if let Some(good) = read_last_good(last_good) {
+        return (good, Running::LastGood);
+    }
+    let salvaged = Config::salvage(path);
+    if salvaged.cloud.servers.is_empty() && is_ours(last_good) {
+        // One of its files may be missing now: the rest still names a server.
+        let remnant = Config::salvage(last_good);
+        if !remnant.cloud.servers.is_empty() {
+            return (remnant, Running::LastGood);
+        }
+    }
+    (salvaged, Running::Salvaged)
+}
+
+fn read_last_good(path: &Path) -> Option<Config> {
+    if !is_ours(path) {
+        return None;
+    }
+    let read = Config::load(path).map(|(config, _)| config);
+    read.inspect_err(|errors| errors.iter().for_each(|error| log::warn!("{error}"))).ok()
+}
+
+fn is_ours(path: &Path) -> bool {
+    match fs::read_to_string(path) {
+        Ok(text) => text.lines().next() == Some(HEADER),
+        Err(error) => {
+            if error.kind() != ErrorKind::NotFound {
+                log::warn!("{}: {error}", path.display());
+            }
+            false
+        }
+    }
+}
+
+impl Standing {
+    /// The configuration that this standing allows.
+    fn applied_to(&self, mut config: Config) -> Config {
+        config.settings.safe_mode = self.safe.is_some();
+        if config.cloud.servers.is_empty() {
+            config.settings.start = Start::Idle;
+        }
+        if self.safe == Some(Cause::CrashLoop) {
+            bare(&mut config);
+        }
+        config
+    }
+
+    /// Looks at the files again. Mistakes in them are remembered here; all else stays as it is.
+    pub fn reread(&mut self) -> Reread {
+        match Config::load(&self.path) {
+            Err(errors) => {
+                match &mut self.safe {
+                    None => self.running = Running::Before,
+                    Some(Cause::CrashLoop) => {}
+                    Some(cause) => *cause = cause_of(&errors, self.text.contains(NO_SERVERS)),
+                }
+                self.errors = errors;
+                Reread::Refused
+            }
+            Ok((config, _)) if config.hash == self.hash && self.safe.is_none() => {
+                (self.running, self.errors) = (Running::AsWritten, Vec::new());
+                Reread::Same
+            }
+            Ok((config, _)) => Reread::Changed(changed_keys(&self.text, &show(&config))),
+        }
+    }
+
+    /// For people: what is not as it should be, and what to do. `None` when all is as written.
+    pub fn sentence(&self) -> Option<String> {
+        const THEN: &str = "then: systemctl reload switchback";
+        let file = self.path.display();
+        let mistake = || {
+            let first = self.errors.first().map(ToString::to_string).unwrap_or_default();
+            let more = self.errors.len().saturating_sub(1);
+            if more > 0 { format!("{first} (and {more} more)") } else { first }
+        };
+        let running = match self.running {
+            Running::AsWritten | Running::Before => "as before",
+            Running::LastGood => "with the configuration that was last on line",
+            Running::Salvaged if self.text.contains(NO_SERVERS) => "without a server",
+            Running::Salvaged => "with what is right in it, and defaults for the rest",
+        };
+        match self.safe {
+            Some(Cause::Unconfigured) => {
+                Some(format!("not configured yet: set cloud.servers in {file} (see switchback.toml(5)), {THEN}"))
+            }
+            Some(Cause::Mistakes) => Some(format!("safe mode: {}; runs {running}. Correct it, {THEN}", mistake())),
+            Some(Cause::CrashLoop) => Some(
+                "safe mode after five bad ends in 30 s: nothing but the connection for ten minutes, applications are \
+                 not served; see journalctl -u switchback"
+                    .into(),
+            ),
+            None if !self.errors.is_empty() => {
+                Some(format!("the new configuration is not used: {}; runs {running}. Correct it, {THEN}", mistake()))
+            }
+            None => None,
+        }
+    }
+
+    /// One word for safe mode's cause.
+    pub fn word(&self) -> Option<&'static str> {
+        self.safe.map(|cause| match cause {
+            Cause::Mistakes => "mistakes",
+            Cause::Unconfigured => "unconfigured",
+            Cause::CrashLoop => "crash-loop",
+        })
+    }
+
+    /// The key `configuration` of the status document.
+    pub fn document(&self) -> Value {
+        let running = match self.running {
+            Running::AsWritten => "as-written",
+            Running::Before => "before",
+            Running::LastGood => "last-good",
+            Running::Salvaged => "salvaged",
+        };
+        let error = |error: &ConfigError| {
+            json!({ "file": error.file.to_string_lossy(), "line": error.line, "key": error.key,
+                    "message": error.message, "nearest": error.nearest })
+        };
+        json!({
+            "safe_mode": self.word(),
+            "running": running,
+            "hash": self.hash,
+            "says": self.sentence(),
+            "errors": self.errors.iter().take(ERRORS_MAX).map(error).collect::<Vec<_>>(),
+        })
+    }
+
+    /// What to keep once this configuration is on line; `None` where it is not the one that is written.
+    pub fn worth_keeping(&self) -> Option<String> {
+        let whole = self.safe.is_none() && self.running == Running::AsWritten;
+        whole.then(|| {
+            format!(
+                "{HEADER}\n# What this gateway was last on line with; used while the files in its place are wrong.\n{}",
+                self.text
+            )
+        })
+    }
+}
+
+/// Keeps a configuration that was on line, unless it is there already. A disk that takes nothing costs only this.
+pub fn keep(state_dir: &Path, text: &str) {
+    let path = state_dir.join(LAST_GOOD);
+    if fs::read(&path).is_ok_and(|kept| kept == text.as_bytes()) {
+        return;
+    }
+    if let Err(error) = replace_file(&path, text.as_bytes()) {
+        log::warn!("the configuration cannot be kept for bad days: {error}");
+    }
+}
+
+/// Only what a plain connection needs: whatever crashed may have come from anywhere else.
+fn bare(config: &mut Config) {
+    config.publish = vec![PublishRule { topic: "$nothing".into(), ..PublishRule::default() }];
+    config.subscribe.clear();
+    config.status_listen = None;
+    let settings = &mut config.settings;
+    let uplinks = settings.classes.iter_mut().chain(settings.named.iter_mut().map(|(_, uplink)| uplink));
+    for uplink in uplinks.filter(|uplink| uplink.standby == Standby::Warm) {
+        uplink.standby = Standby::Up;
+    }
+}
+
+/// The keys in which two configurations differ, both as `show` writes them; the first few.
+fn changed_keys(old: &str, new: &str) -> Vec<String> {
+    let [old, new] = [old, new].map(|text| {
+        let mut found = BTreeSet::new();
+        if let Ok(table) = text.parse() {
+            leaves(&toml::Value::Table(table), "", &mut found);
+        }
+        found
+    });
+    let keys: BTreeSet<&String> = old.symmetric_difference(&new).map(|(key, _)| key).collect();
+    let more = keys.len().saturating_sub(KEYS_MAX);
+    let mut named: Vec<String> = keys.into_iter().take(KEYS_MAX).cloned().collect();
+    if more > 0 {
+        named.push(format!("{more} more"));
+    }
+    named
+}
+
+fn leaves(value: &toml::Value, path: &str, found: &mut BTreeSet<(String, String)>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                leaves(value, &if path.is_empty() { key.clone() } else { format!("{path}.{key}") }, found);
+            }
+        }
+        value => drop(found.insert((path.to_owned(), value.to_string()))),
+    }
+}
