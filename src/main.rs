@@ -4,6 +4,8 @@
 //! a stop that was asked for, 1 when the machine would not let it run, 2 for wrong usage. A bad configuration is no reason
 //! to end, see `standing`.
 
+use std::env;
+use std::ffi::OsStr;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -56,6 +58,10 @@ struct Places {
 }
 
 fn main() -> ExitCode {
+    // The package holds one program under two names: it is half as large.
+    if env::args_os().next().is_some_and(|name| Path::new(&name).file_name() == Some(OsStr::new("switchback"))) {
+        return ExitCode::from(switchback::cli::run(env::args_os()));
+    }
     let places = match arguments() {
         Ok(Some(places)) => places,
         Ok(None) => return ExitCode::SUCCESS,
@@ -319,7 +325,7 @@ fn seed() -> u64 {
 fn arguments() -> Result<Option<Places>, String> {
     use lexopt::prelude::*;
     let from = |variable: &str, default: &str| {
-        let given = std::env::var_os(variable).filter(|v| !v.is_empty());
+        let given = env::var_os(variable).filter(|v| !v.is_empty());
         given.map_or_else(|| PathBuf::from(default), PathBuf::from)
     };
     let mut places = Places {
