@@ -67,7 +67,7 @@ WantedBy=sysinit.target
 BEFORE = """mkdir -p "$1/etc/initramfs-tools/conf.d"; echo MODULES=list >"$1/etc/initramfs-tools/conf.d/machine"
 printf 'virtio_pci\\nvirtio_blk\\next4\\n' >"$1/etc/initramfs-tools/modules\""""
 AFTER = """chroot "$1" systemctl mask -q mosquitto.service ModemManager.service apt-daily.timer apt-daily-upgrade.timer \
-    dpkg-db-backup.timer man-db.timer e2scrub_all.timer getty@tty1.service systemd-pstore.service
+    dpkg-db-backup.timer man-db.timer e2scrub_all.timer e2scrub_reap.service getty@tty1.service systemd-pstore.service
 chroot "$1" passwd -d root >/dev/null; rm -f "$1"/etc/dpkg/dpkg.cfg.d/99mmdebstrap"""
 
 
