@@ -3,24 +3,31 @@
 //!
 //! What is written cannot be overtaken, so the bytes that the far end has not acknowledged are held to a budget: what the
 //! uplink delivers in a round trip and a little. The rate is what the kernel says was acknowledged over a span of time;
-//! while it still grows the budget is two round trips' worth, so that it doubles until the uplink is full. A configured limit works in the same place. Pure: time, counts and answers. It only ever
-//! says how long to wait, and drops nothing.
+//! while it still grows, and nothing queues yet, the budget is two round trips' worth, so that it doubles until the uplink
+//! is full. Then `trim` finds out how much less would do. A configured limit works in the same place. Pure: time, counts
+//! and answers. It only ever says how long to wait, and drops nothing.
+
+mod meter;
+mod trim;
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::config::Rate;
+use meter::Meter;
+use trim::Trim;
 
-/// The budget before anything is known: what TCP itself begins with, and a little.
-const FIRST: u64 = 16 * 1024;
-/// The least budget: half a TLS record. Less would cost more in headers than it saves in time: 128 ms at 64 kB/s.
+/// The least budget, and the one before anything is known: half a TLS record. Less would cost more in headers than it
+/// saves in time: 128 ms at 64 kB/s.
 const LEAST: u64 = 8 * 1024;
 /// The least in segments: a far end may acknowledge only every second one, and the last only after 40 ms (RFC 1122
 /// section 4.2.3.2).
 const LEAST_SEGMENTS: u64 = 3;
 /// So many measurements in a row that were not a quarter higher than what was known: the uplink is full.
 const FULL: u8 = 3;
+/// Round trips that take this much longer than the shortest, and an eighth, stand in a queue.
+const QUEUED: Duration = Duration::from_millis(10);
 /// Beside the round trips: what our own waking up and the far end's acknowledging take.
 const SLACK: Duration = Duration::from_millis(20);
 /// The rate is measured over a round trip, and at least over this: acknowledgements come in bunches.
@@ -31,8 +38,6 @@ const SPANS: usize = 3;
 const TICK: Duration = Duration::from_millis(1);
 /// How long nothing may be looked at while the budget is used up: what is acknowledged may say so later than expected.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// What may go out at once under a configured limit, in time.
-const BURST: Duration = Duration::from_millis(100);
 
 /// What the kernel says of the connection.
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,6 +48,8 @@ pub struct Kernel {
     pub unacked: u64,
     /// The smallest round trip; zero where there was none yet.
     pub round_trip: Duration,
+    /// What round trips take now, smoothed.
+    pub lately: Duration,
     /// Bytes of payload in one segment.
     pub segment: u32,
 }
@@ -75,11 +82,19 @@ pub struct Pace {
     span: Option<(Instant, u64)>,
     /// In this span we had less to send than was allowed: it says what the uplink can do at least, not what it can.
     idle: bool,
+    trim: Trim,
 }
 
 impl Pace {
     pub fn new(rate: Rate) -> Pace {
-        Pace { limit: Meter::new(rate), rates: [None; SPANS], plateau: 0, span: None, idle: false }
+        Pace {
+            limit: Meter::new(rate),
+            rates: [None; SPANS],
+            plateau: 0,
+            span: None,
+            idle: false,
+            trim: Trim::default(),
+        }
     }
 
     /// What may be written now, at most `most` bytes.
@@ -132,62 +147,30 @@ impl Pace {
         let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).max(1);
         let seen = acked.saturating_sub(before).saturating_mul(1_000_000) / micros;
         if !self.idle || seen >= self.rate() {
-            let grown = seen > self.rate() + self.rate() / 4;
+            let known = self.rate().max(self.trim.full());
+            let grown = seen > known + known / 4;
             self.plateau = if grown { 0 } else { self.plateau.saturating_add(1) };
             self.rates.rotate_right(1);
             if let Some(newest) = self.rates.first_mut() {
                 *newest = Some(seen);
             }
         }
+        match self.idle || self.plateau < FULL {
+            true => self.trim.interrupt(),
+            false => self.trim.learn(now, acked, kernel),
+        }
         self.span = Some((now, acked));
         self.idle = false;
     }
 
     fn budget(&self, kernel: Kernel) -> u64 {
-        let least = LEAST.max(LEAST_SEGMENTS.saturating_mul(u64::from(kernel.segment)));
-        if self.rates.iter().all(Option::is_none) {
-            return FIRST.max(least);
-        }
         let trip = kernel.round_trip;
-        let span = if self.plateau < FULL { trip * 2 } else { trip + trip / 4 } + SLACK;
+        let full = self.plateau >= FULL;
+        let span = if full || kernel.lately > trip + trip / 8 + QUEUED { trip + trip / 4 } else { trip * 2 } + SLACK;
         let micros = u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
-        (self.rate().saturating_mul(micros) / 1_000_000).max(least)
-    }
-}
-
-/// A configured limit in bytes and messages a second (R-TX-11). Each has a moment before which nothing more goes, which
-/// every message moves on by what it costs.
-#[derive(Debug)]
-struct Meter {
-    rate: Rate,
-    bytes: Option<Instant>,
-    messages: Option<Instant>,
-}
-
-impl Meter {
-    fn new(rate: Rate) -> Meter {
-        Meter { rate, bytes: None, messages: None }
-    }
-
-    /// Until when nothing may go.
-    fn closed(&self, now: Instant) -> Option<Instant> {
-        self.bytes.max(self.messages).filter(|until| *until > now)
-    }
-
-    fn spend(&mut self, now: Instant, bytes: usize) {
-        let cost =
-            |amount: u64, a_second: u64| Duration::from_micros(amount.saturating_mul(1_000_000) / a_second.max(1));
-        // What was not used a while ago is not saved up.
-        let from = |before: Option<Instant>| {
-            let earliest = now.checked_sub(BURST).unwrap_or(now);
-            before.map_or(earliest, |before| before.max(earliest))
-        };
-        if let Some(rate) = self.rate.bytes {
-            self.bytes = Some(from(self.bytes) + cost(bytes as u64, rate));
-        }
-        if let Some(rate) = self.rate.messages {
-            self.messages = Some(from(self.messages) + cost(1, rate));
-        }
+        let budget = self.rate().saturating_mul(micros) / 1_000_000;
+        let least = LEAST.max(LEAST_SEGMENTS.saturating_mul(u64::from(kernel.segment)));
+        if full { self.trim.of(budget, kernel) } else { budget }.max(least)
     }
 }
 
@@ -199,20 +182,24 @@ mod tests {
     struct Uplink {
         rate: u64,
         round_trip: Duration,
+        /// What a radio adds to it at random, at most.
+        jitter: Duration,
+        lately: Duration,
         now: Instant,
         /// When the last byte written so far will have been acknowledged.
         free_at: Instant,
         written: u64,
         acked: u64,
-        /// When what was written until then is acknowledged.
-        acks: std::collections::VecDeque<(Instant, u64)>,
+        /// When what was written until then is acknowledged, and when that was.
+        acks: std::collections::VecDeque<(Instant, u64, Instant)>,
     }
 
     impl Uplink {
         fn new(rate: u64, round_trip: u64) -> Uplink {
             let now = Instant::now();
             let round_trip = Duration::from_millis(round_trip);
-            Uplink { rate, round_trip, now, free_at: now, written: 0, acked: 0, acks: Default::default() }
+            let (jitter, lately, acks) = (Duration::ZERO, Duration::ZERO, Default::default());
+            Uplink { rate, round_trip, jitter, lately, now, free_at: now, written: 0, acked: 0, acks }
         }
 
         fn write(&mut self, bytes: usize) {
@@ -221,17 +208,22 @@ mod tests {
                 let start = self.free_at.max(self.now);
                 self.free_at = start + Duration::from_micros(piece as u64 * 1_000_000 / self.rate);
                 self.written += piece as u64;
-                self.acks.push_back((self.free_at + self.round_trip, self.written));
+                let jitter = self.jitter * (self.written.wrapping_mul(2_654_435_761) as u8).into() / 255;
+                let last = self.acks.back().map_or(self.now, |(at, ..)| *at);
+                let at = last.max(self.free_at + self.round_trip + jitter);
+                self.acks.push_back((at, self.written, self.now));
             }
         }
 
         fn kernel(&mut self) -> Kernel {
-            while let Some((_, upto)) = self.acks.front().copied().filter(|(at, _)| *at <= self.now) {
+            while let Some((at, upto, sent)) = self.acks.front().copied().filter(|(at, ..)| *at <= self.now) {
                 self.acks.pop_front();
                 self.acked = upto;
+                self.lately = (self.lately * 7 + (at - sent)) / 8;
             }
             let unacked = self.written - self.acked;
-            Kernel { written: self.written, unacked, round_trip: self.round_trip, segment: 1_400 }
+            let Uplink { written, round_trip, lately, .. } = *self;
+            Kernel { written, unacked, round_trip, lately, segment: 1_400 }
         }
 
         /// How long a byte written now would take to get there.
@@ -272,9 +264,24 @@ mod tests {
                 let (delivered, longest) = uplink.drain(&mut pace, Duration::from_secs(20));
                 assert!(delivered * 10 >= rate * 20 * 9, "{delivered} at {rate} and {round_trip} ms");
                 let least = Duration::from_micros(LEAST * 1_000_000 / rate);
-                let limit = uplink.round_trip * 5 / 4 + least + Duration::from_millis(150);
+                let limit = uplink.round_trip * 3 / 4 + least + Duration::from_millis(30);
                 assert!(longest <= limit, "{longest:?} at {rate} and {round_trip} ms");
             }
+        }
+    }
+
+    #[test]
+    fn a_radio_s_turns_are_no_queue_and_what_they_hide_is_found_again() {
+        for (rate, round_trip, jitter) in [(250_000, 50, 25), (64_000, 100, 25), (1_000_000, 300, 40)] {
+            let (mut uplink, mut pace) = (Uplink::new(rate, round_trip), Pace::new(Rate::default()));
+            uplink.jitter = Duration::from_millis(jitter);
+            uplink.drain(&mut pace, Duration::from_secs(20));
+            let (delivered, _) = uplink.drain(&mut pace, Duration::from_secs(20));
+            assert!(delivered * 10 >= rate * 20 * 9, "{delivered} at {rate} and {round_trip} ms");
+            uplink.rate *= 4;
+            uplink.drain(&mut pace, Duration::from_secs(15));
+            let (delivered, _) = uplink.drain(&mut pace, Duration::from_secs(20));
+            assert!(delivered * 10 >= rate * 4 * 20 * 9, "{delivered} at four times {rate} and {round_trip} ms");
         }
     }
 
@@ -315,14 +322,14 @@ mod tests {
             pace.starved();
             uplink.now += Duration::from_millis(40);
         }
-        assert_eq!(pace.budget(uplink.kernel()), before);
+        assert!(pace.budget(uplink.kernel()) >= before);
     }
 
     #[test]
     fn a_message_larger_than_the_budget_passes() {
         let mut pace = Pace::new(Rate::default());
         let (now, mut kernel) = (Instant::now(), Kernel { segment: 1_400, ..Kernel::default() });
-        assert_eq!(pace.room(now, kernel, 1 << 20), Room::Bytes(FIRST as usize));
+        assert_eq!(pace.room(now, kernel, 1 << 20), Room::Bytes(LEAST as usize));
         (kernel.written, kernel.unacked) = (400_000, 400_000);
         assert!(matches!(pace.room(now, kernel, 1 << 20), Room::Wait(_, Why::Path)));
         kernel.unacked = 0;

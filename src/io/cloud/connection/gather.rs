@@ -95,6 +95,7 @@ impl Connection<'_> {
                 written: facts.counts.sent.load(Ordering::Relaxed),
                 unacked: facts.gauge.unacked().unwrap_or(0).into(),
                 round_trip: path.least_round_trip,
+                lately: path.round_trip,
                 segment: path.segment,
             };
             match pace.room(Instant::now(), kernel, CHUNK) {
