@@ -42,6 +42,9 @@ pub fn status(document: &Value, age: Duration, colours: bool) -> String {
     for (name, text) in super::outbox::lively_classes(&document["outbox"]["classes"]) {
         line(&format!("  {name}"), text);
     }
+    if let Some(text) = local(&document["local"]) {
+        line("local", text);
+    }
     line("list", list_line(&document["failover"]));
     let way_back = &document["failback"];
     if way_back["target"].is_string() || way_back["until"].is_string() {
@@ -139,6 +142,25 @@ fn waiting(outbox: &Value) -> String {
         parts.push(format!("kept in memory only, for the disk fails: {}", plain(&outbox["trouble"])));
     }
     parts.join(", ")
+}
+
+/// What is wrong between us and the applications; nothing where all is well.
+fn local(local: &Value) -> Option<String> {
+    let mut parts = Vec::new();
+    if local["connected"] == false {
+        parts.push("the local broker does not answer".to_string());
+    }
+    for (key, words) in [
+        ("clients_refused", "clients turned away"),
+        ("strangers_refused", "with a wrong password"),
+        ("denied", "forbidden by the access list"),
+        ("slow_dropped", "clients dropped for reading nothing"),
+        ("dropped", "messages dropped from full queues"),
+        ("unwanted", "from the cloud that nobody wanted"),
+    ] {
+        parts.extend(local[key].as_u64().filter(|count| *count > 0).map(|count| format!("{count} {words}")));
+    }
+    Some(parts.join(", ")).filter(|text| !text.is_empty())
 }
 
 fn list_line(failover: &Value) -> String {

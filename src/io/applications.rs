@@ -281,6 +281,13 @@ impl<O> Doors<O> {
     fn fresh_id(&self) -> String {
         format!("auto-{:x}-{}", self.started, self.assigned.fetch_add(1, Ordering::Relaxed))
     }
+
+    /// Says that a client did not get in, once a minute: whoever guesses passwords must not fill the journal.
+    fn tell_turned_away(&self, words: impl FnOnce() -> String) {
+        if self.shared.with(|state| state.turned_away_said.may_speak(Instant::now())) {
+            log::warn!("{} (said once a minute; others are counted)", words());
+        }
+    }
 }
 
 /// Puts what comes from the cloud into local queues. Never waits for a client: a queue without room holds back the

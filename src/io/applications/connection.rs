@@ -96,7 +96,7 @@ async fn serve_known<S, O>(
     let Attached { link, epoch, present, due } = match attached {
         Ok(attached) => attached,
         Err(refusal) => {
-            log::warn!("local MQTT client {id:?} is turned away: {refusal}");
+            doors.tell_turned_away(|| format!("local MQTT client {id:?} is turned away: {refusal}"));
             say_goodbye(&mut reader, &mut writer, greeting::refusal_packet(version, refusal.reason())).await;
             return;
         }
@@ -149,7 +149,9 @@ async fn admit<O: Offers>(doors: &Doors<O>, greeting: &mut Greeting) -> Result<(
         let known = spawn_blocking(move || access.knows(&credentials)).await;
         if !known.unwrap_or(false) {
             doors.shared.with(|state| state.figures.strangers_refused += 1);
-            log::warn!("local MQTT client {:?} is not let in: user or password is wrong", greeting.id);
+            doors.tell_turned_away(|| {
+                format!("local MQTT client {:?} is not let in: user or password is wrong", greeting.id)
+            });
             return Err(checks::BAD_PASSWORD);
         }
     }
@@ -160,7 +162,9 @@ async fn admit<O: Offers>(doors: &Doors<O>, greeting: &mut Greeting) -> Result<(
         return Ok(());
     }
     doors.shared.with(|state| if reserved { state.figures.reserved += 1 } else { state.figures.denied += 1 });
-    log::warn!("local MQTT client {:?} may not publish its will to {:?}", greeting.id, will.topic);
+    doors.tell_turned_away(|| {
+        format!("local MQTT client {:?} may not publish its will to {:?}", greeting.id, will.topic)
+    });
     Err(checks::NOT_AUTHORIZED)
 }
 

@@ -56,15 +56,17 @@ pub struct State {
     pub figures: ApplicationFigures,
     unknown_class_said: Minutely,
     reserved_said: Minutely,
+    /// Clients that did not get in.
+    pub turned_away_said: Minutely,
     epochs: u64,
 }
 
 /// Something that is said once a minute at most.
 #[derive(Debug, Default)]
-struct Minutely(Option<Instant>);
+pub struct Minutely(Option<Instant>);
 
 impl Minutely {
-    fn may_speak(&mut self, now: Instant) -> bool {
+    pub fn may_speak(&mut self, now: Instant) -> bool {
         let may = self.0.is_none_or(|last| last + Duration::from_secs(60) <= now);
         if may {
             self.0 = Some(now);
