@@ -2,7 +2,7 @@
 //!
 //! Takes JSON as it comes: a key that is missing, because the daemon is older or newer, is shown as `-` and never an
 //! error. Text from outside is stripped of control characters, so that no name can paint on a terminal. Colours mean
-//! only: good, attention, bad.
+//! only: good, attention, bad. It is long, because the screens share their words.
 
 use std::time::Duration;
 

@@ -11,7 +11,7 @@
 //!
 //! Always true: while a session is wanted and there is none, a deadline exists; a candidate is dialled only when
 //! link and address are there; a fault of the server never makes the walk cycle (R-IF-10), a fault of the path
-//! makes it go on at once. What happens while a session is open is in `serving`. Nothing here touches messages.
+//! makes it go on at once. What happens while a session is open is in `serving`. Nothing here touches messages. It is long, because the states share their ways out.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;

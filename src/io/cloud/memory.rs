@@ -162,9 +162,11 @@ impl Memory {
         self.lock().exchanges.of(seq)
     }
 
-    /// All of them.
+    /// All of them, in the order of their messages.
     pub fn exchanges(&self) -> Vec<(u16, Seq, Step)> {
-        self.lock().exchanges.open().collect()
+        let mut open: Vec<_> = self.lock().exchanges.open().collect();
+        open.sort_unstable_by_key(|(_, seq, _)| *seq);
+        open
     }
 
     pub fn is_open(&self, id: u16) -> bool {

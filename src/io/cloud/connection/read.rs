@@ -134,18 +134,24 @@ impl Connection<'_> {
         self.settle().await;
     }
 
-    /// Exchanges of QoS 2 that the server's session may know: what it has received is released now, the rest is sent again
-    /// when it is ordered. Each keeps its place in the window.
+    /// Exchanges of QoS 2 that the server's session may know: what it has received is released now, in the order of the
+    /// messages, since many servers hand a message on when it is released; the rest is sent again when it is ordered. Each
+    /// keeps its place in the window.
     fn resume(&self, desk: &mut Desk) {
-        for (id, seq, step) in self.place.shared.memory.exchanges() {
+        let exchanges = self.place.shared.memory.exchanges();
+        // The disk may not know of some, as the connection ended then; those behind them wait with them.
+        let unkept = exchanges.iter().any(|(.., step)| *step == Step::Received);
+        for (id, seq, step) in exchanges {
             match step {
                 Step::Published => {
                     desk.resumed.insert(seq, id);
                     continue;
                 }
-                // The disk may not know yet, as the connection ended then.
-                Step::Received => drop(self.releases.send(Pledge { seq, id, received: true })),
-                Step::Released => desk.control.extend(speech::release(id)),
+                Step::Received | Step::Released if unkept => {
+                    // The receiver lives as long as this connection.
+                    let _ = self.releases.send(Pledge { seq, id, received: true });
+                }
+                Step::Received | Step::Released => desk.control.extend(speech::release(id)),
             }
             desk.fly_exact(seq, id);
         }
