@@ -16,12 +16,13 @@ use serde_json::{Value, json};
 use switchback_control::{Standby, Start};
 
 use crate::config::{Config, ConfigError, PublishRule, Warning, show};
-use crate::outbox::replace_file;
+use crate::outbox::{replace_file, set_aside};
 
 /// The file in the state directory that holds what was last on line.
 pub const LAST_GOOD: &str = "last-good.toml";
 /// Its first line; another version is left to the program that wrote it.
 const HEADER: &str = "# switchback last-good 1";
+const NAME: &str = "# switchback last-good ";
 /// How `show` writes that there is no server.
 const NO_SERVERS: &str = "\nservers = []\n";
 /// Mistakes told to scripts: whoever made more corrects these first.
@@ -260,6 +261,9 @@ pub fn keep(state_dir: &Path, text: &str) {
     let path = state_dir.join(LAST_GOOD);
     if fs::read(&path).is_ok_and(|kept| kept == text.as_bytes()) {
         return;
+    }
+    if fs::read_to_string(&path).is_ok_and(|kept| kept.starts_with(NAME) && kept.lines().next() != Some(HEADER)) {
+        set_aside(&path, "it is of a newer version");
     }
     if let Err(error) = replace_file(&path, text.as_bytes()) {
         log::warn!("the configuration cannot be kept for bad days: {error}");

@@ -100,7 +100,7 @@ pub fn time_of(accepted: u64, id: &str) -> Option<u64> {
 
 /// A stamp as displays show it: the best guess for one that is not yet known.
 pub fn shown(accepted: u64) -> u64 {
-    if accepted >= SET_SINCE {
+    if accepted >= eras::UP_MAX {
         return accepted;
     }
     u64::try_from(wall_at(Instant::from_millis(accepted).min(now())).as_millisecond()).unwrap_or(0)
