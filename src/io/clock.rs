@@ -86,14 +86,17 @@ pub fn keep(state_dir: &Path) -> io::Result<()> {
 /// (then below `SET_SINCE`).
 pub fn stamp() -> u64 {
     let now = reading();
-    known().as_ref().map_or(now.wall, |eras| eras.stamp(now))
+    known().as_mut().map_or(now.wall, |eras| eras.stamp(now))
 }
 
 /// When a message was accepted, milliseconds since the epoch, as well as that is known by now; see [`Eras::time`].
 pub fn time_of(accepted: u64, id: &str) -> Option<u64> {
     let now = reading();
-    match known().as_ref() {
-        Some(eras) => eras.time(accepted, id, now),
+    match known().as_mut() {
+        Some(eras) => {
+            eras.notice_if_unset(now);
+            eras.time(accepted, id, now)
+        }
         None => Eras::default().time(accepted, id, now),
     }
 }

@@ -78,6 +78,8 @@ pub struct Eras {
     /// The latest time ever seen on a set clock; zero for none.
     floor: u64,
     set: bool,
+    /// What the last look told.
+    told: bool,
 }
 
 impl Eras {
@@ -123,8 +125,19 @@ impl Eras {
         self.set
     }
 
-    /// Looks at the clocks.
+    /// Looks at the clocks, and tells what has changed since the last look.
     pub fn look(&mut self, now: Reading, evidence: Evidence) -> Found {
+        let begun = self.notice(now, evidence);
+        match (std::mem::replace(&mut self.told, self.set), self.set) {
+            (false, true) => Found::Set,
+            (true, false) => Found::Lost,
+            (true, true) if begun => Found::Moved,
+            (true, true) | (false, false) => Found::Nothing,
+        }
+    }
+
+    /// Takes note of what the clocks show; whether that begins an era.
+    fn notice(&mut self, now: Reading, evidence: Evidence) -> bool {
         let offset = now.wall.saturating_sub(now.up);
         let last = self.eras.last().filter(|era| era.boot == self.boot);
         let known = last.is_some_and(|era| era.offset.abs_diff(offset) < STEP_MS);
@@ -141,25 +154,28 @@ impl Eras {
         if believed && !grown {
             self.floor = now.wall;
         }
-        let was = self.set;
-        self.set = possible && (believed || known || (was && grown));
-        if self.set && !known {
+        self.set = possible && (believed || known || (self.set && grown));
+        let begins = self.set && !known;
+        if begins {
             self.eras.push(Era { boot: self.boot.clone(), from: now.up, offset });
             if self.eras.len() > ERAS_MAX {
                 self.eras.remove(0);
             }
         }
-        match (was, self.set) {
-            (false, true) => Found::Set,
-            (true, false) => Found::Lost,
-            (true, true) if !known => Found::Moved,
-            (true, true) | (false, false) => Found::Nothing,
-        }
+        begins
     }
 
     /// What a message is stamped with now.
-    pub fn stamp(&self, now: Reading) -> u64 {
+    pub fn stamp(&mut self, now: Reading) -> u64 {
+        self.notice_if_unset(now);
         if self.set { now.wall } else { now.up }
+    }
+
+    /// A message need not wait for the next look.
+    pub fn notice_if_unset(&mut self, now: Reading) {
+        if !self.set {
+            self.notice(now, Evidence::None);
+        }
     }
 
     /// When a message was accepted, milliseconds since the epoch, as well as that is known by now; `None` where it is not.
