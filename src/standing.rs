@@ -26,6 +26,8 @@ const HEADER: &str = "# switchback last-good 1";
 const NAME: &str = "# switchback last-good ";
 /// How `show` writes that there is no server.
 const NO_SERVERS: &str = "\nservers = []\n";
+/// Bytes of each queue in a crash loop's safe mode.
+const BARE_BYTES: u64 = 1 << 20;
 /// Mistakes told to scripts: whoever made more corrects these first.
 const ERRORS_MAX: usize = 16;
 /// Keys named in the sentence of a reload.
@@ -214,7 +216,7 @@ impl Standing {
             Some(Cause::Mistakes) => Some(format!("safe mode: {}; runs {running}. Correct it, {THEN}", mistake())),
             Some(Cause::CrashLoop) => Some(
                 "safe mode after five bad ends in 30 s: nothing but the connection for ten minutes, applications are \
-                 not served; see journalctl -u switchback"
+                 not served, stored messages wait; see journalctl -u switchback"
                     .into(),
             ),
             None if !self.errors.is_empty() => {
@@ -285,6 +287,8 @@ fn bare(config: &mut Config) {
     config.publish = vec![PublishRule { topic: "$nothing".into(), ..PublishRule::default() }];
     config.subscribe.clear();
     config.status_listen = None;
+    // Our own few messages wait in memory.
+    config.lanes.iter_mut().for_each(|lane| lane.max_size = lane.max_size.min(BARE_BYTES));
     let settings = &mut config.settings;
     let uplinks = settings.classes.iter_mut().chain(settings.named.iter_mut().map(|(_, uplink)| uplink));
     for uplink in uplinks.filter(|uplink| uplink.standby == Standby::Warm) {
