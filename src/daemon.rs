@@ -27,6 +27,7 @@ use crate::io::rtnetlink::Rtnetlink;
 use crate::io::storage::SavedFile;
 use crate::io::systemd;
 use crate::journal::Journal;
+use crate::outbox::asides;
 use crate::picture::Picture;
 use crate::standing::{Reread, Standing};
 use crate::starts::Cause;
@@ -267,7 +268,7 @@ impl Daemon {
 
     /// Shows and says what it runs with.
     fn stand(&mut self) {
-        self.picture.stand(&self.standing, self.cause.as_str());
+        self.picture.stand(&self.standing, self.cause.as_str(), asides(&self.state_dir));
         self.journal.remark(&self.black_box, self.standing.sentence());
         self.changed = true;
     }

@@ -25,6 +25,7 @@ use switchback::io::local_broker::LocalBroker;
 use switchback::io::storage::{self, SavedFile};
 use switchback::io::{EVENTS_MAX, clock, control_socket, dbus, network_manager, rtnetlink, status_page, systemd};
 use switchback::journal::Journal;
+use switchback::outbox;
 use switchback::picture::{Document, LocalFigures, Picture};
 use switchback::standing::{self, Chosen};
 use switchback::starts::{Cause, Starts};
@@ -133,6 +134,12 @@ async fn serve(chosen: Chosen, starts: &Starts, places: &Places) -> io::Result<E
     let boot_id = clock::boot_id();
     let opened = storage::open(messages, &mut config).map_err(|e| explain_store(messages, e))?;
     let config = Arc::new(config);
+    for name in outbox::asides(&places.state) {
+        log::warn!(
+            "{}: set aside, and nothing of it is used; see `switchback doctor`",
+            places.state.join(name).display()
+        );
+    }
     let saved = Arc::new(SavedFile::new(&places.state, &boot_id));
     let start = saved.next_start();
     let black_box = BlackBox::open(&places.state);

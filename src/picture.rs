@@ -54,6 +54,7 @@ pub struct Picture {
     /// What the daemon runs with, and why it was started.
     configuration: Value,
     start_reason: &'static str,
+    set_aside: Vec<String>,
     /// The most that has waited since then.
     queued: u64,
 }
@@ -79,13 +80,14 @@ impl Picture {
             lost,
             configuration,
             start_reason,
+            set_aside: Vec::new(),
             queued,
         }
     }
 
     /// Shows from now on what the daemon runs with, and why it was started.
-    pub fn stand(&mut self, standing: &Standing, start_reason: &'static str) {
-        (self.configuration, self.start_reason) = (standing.document(), start_reason);
+    pub fn stand(&mut self, standing: &Standing, start_reason: &'static str, set_aside: Vec<String>) {
+        (self.configuration, self.start_reason, self.set_aside) = (standing.document(), start_reason, set_aside);
     }
 
     /// What people must know of it, a sentence or null.
@@ -221,6 +223,7 @@ impl Picture {
             local: (self.local)(),
             configuration: self.configuration.clone(),
             start_reason: self.start_reason,
+            set_aside: self.set_aside.clone(),
             switches: self.switches.clone(),
         }
     }

@@ -11,19 +11,23 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde_json::{Value, json};
 use switchback_control::{Standby, Start};
 
 use crate::config::{Config, ConfigError, PublishRule, Warning, show};
-use crate::outbox::replace_file;
+use crate::outbox::{replace_file, set_aside};
 
 /// The file in the state directory that holds what was last on line.
 pub const LAST_GOOD: &str = "last-good.toml";
 /// Its first line; another version is left to the program that wrote it.
 const HEADER: &str = "# switchback last-good 1";
+const NAME: &str = "# switchback last-good ";
 /// How `show` writes that there is no server.
 const NO_SERVERS: &str = "\nservers = []\n";
+/// Bytes of each queue in a crash loop's safe mode.
+const BARE_BYTES: u64 = 1 << 20;
 /// Mistakes told to scripts: whoever made more corrects these first.
 const ERRORS_MAX: usize = 16;
 /// Keys named in the sentence of a reload.
@@ -61,6 +65,8 @@ pub struct Standing {
     hash: String,
     /// The effective values, for comparing and keeping.
     text: String,
+    /// When the files of local users and rules were last changed: they are read at the start only.
+    stamps: Vec<Option<SystemTime>>,
 }
 
 /// What a start begins with.
@@ -101,7 +107,8 @@ pub fn choose(path: &Path, state_dir: &Path, crash_loop: bool) -> Chosen {
         false => Some(cause_of(&errors, config.cloud.servers.is_empty())),
     };
     let (hash, text) = (config.hash.clone(), show(&config));
-    let standing = Standing { running, safe, errors, path: path.to_owned(), hash, text };
+    let stamps = stamps(&config);
+    let standing = Standing { running, safe, errors, path: path.to_owned(), hash, text, stamps };
     Chosen { config: standing.applied_to(config), warnings, standing }
 }
 
@@ -173,11 +180,17 @@ impl Standing {
                 self.errors = errors;
                 Reread::Refused
             }
-            Ok((config, _)) if config.hash == self.hash && self.safe.is_none() => {
+            Ok((config, _)) if self.safe.is_none() && config.hash == self.hash && stamps(&config) == self.stamps => {
                 (self.running, self.errors) = (Running::AsWritten, Vec::new());
                 Reread::Same
             }
-            Ok((config, _)) => Reread::Changed(changed_keys(&self.text, &show(&config))),
+            Ok((config, _)) => {
+                let mut keys = changed_keys(&self.text, &show(&config));
+                if stamps(&config) != self.stamps {
+                    keys.push("local users or rules".into());
+                }
+                Reread::Changed(keys)
+            }
         }
     }
 
@@ -203,7 +216,7 @@ impl Standing {
             Some(Cause::Mistakes) => Some(format!("safe mode: {}; runs {running}. Correct it, {THEN}", mistake())),
             Some(Cause::CrashLoop) => Some(
                 "safe mode after five bad ends in 30 s: nothing but the connection for ten minutes, applications are \
-                 not served; see journalctl -u switchback"
+                 not served, stored messages wait; see journalctl -u switchback"
                     .into(),
             ),
             None if !self.errors.is_empty() => {
@@ -261,6 +274,9 @@ pub fn keep(state_dir: &Path, text: &str) {
     if fs::read(&path).is_ok_and(|kept| kept == text.as_bytes()) {
         return;
     }
+    if fs::read_to_string(&path).is_ok_and(|kept| kept.starts_with(NAME) && kept.lines().next() != Some(HEADER)) {
+        set_aside(&path, "it is of a newer version");
+    }
     if let Err(error) = replace_file(&path, text.as_bytes()) {
         log::warn!("the configuration cannot be kept for bad days: {error}");
     }
@@ -271,11 +287,18 @@ fn bare(config: &mut Config) {
     config.publish = vec![PublishRule { topic: "$nothing".into(), ..PublishRule::default() }];
     config.subscribe.clear();
     config.status_listen = None;
+    // Our own few messages wait in memory.
+    config.lanes.iter_mut().for_each(|lane| lane.max_size = lane.max_size.min(BARE_BYTES));
     let settings = &mut config.settings;
     let uplinks = settings.classes.iter_mut().chain(settings.named.iter_mut().map(|(_, uplink)| uplink));
     for uplink in uplinks.filter(|uplink| uplink.standby == Standby::Warm) {
         uplink.standby = Standby::Up;
     }
+}
+
+fn stamps(config: &Config) -> Vec<Option<SystemTime>> {
+    let files = [&config.local.password_file, &config.local.acl_file];
+    files.map(|file| fs::metadata(file.as_ref()?).and_then(|found| found.modified()).ok()).into()
 }
 
 /// The keys in which two configurations differ, both as `show` writes them; the first few.
@@ -304,5 +327,100 @@ fn leaves(value: &toml::Value, path: &str, found: &mut BTreeSet<(String, String)
             }
         }
         value => drop(found.insert((path.to_owned(), value.to_string()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "[cloud]\nservers = [\"mqtt://192.0.2.1:1883\"]\nclient_id = \"gw\"\n";
+
+    struct Place(tempfile::TempDir);
+
+    impl Place {
+        fn new(text: &str) -> Place {
+            let place = Place(tempfile::tempdir().unwrap());
+            place.write(text);
+            place
+        }
+
+        fn path(&self) -> PathBuf {
+            self.0.path().join("switchback.toml")
+        }
+
+        fn write(&self, text: &str) {
+            fs::write(self.path(), text).unwrap();
+        }
+
+        fn choose(&self, crash_loop: bool) -> Chosen {
+            choose(&self.path(), self.0.path(), crash_loop)
+        }
+    }
+
+    #[test]
+    fn what_was_on_line_is_taken_in_place_of_what_is_wrong() {
+        let place = Place::new(GOOD);
+        let before = place.choose(false);
+        keep(place.0.path(), &before.standing.worth_keeping().unwrap());
+        for wrong in ["[cloud\n", "[cloud]\nserver = 5\n", "", &format!("{GOOD}bad = 1\n")] {
+            place.write(wrong);
+            let chosen = place.choose(false);
+            assert_eq!((chosen.standing.running, chosen.standing.safe), (Running::LastGood, Some(Cause::Mistakes)));
+            assert_eq!(chosen.config.cloud, before.config.cloud, "{wrong:?}");
+            assert!(chosen.config.settings.safe_mode && chosen.standing.worth_keeping().is_none());
+        }
+        fs::remove_file(place.path()).unwrap();
+        assert_eq!(place.choose(false).standing.running, Running::LastGood, "and of what is missing");
+    }
+
+    #[test]
+    fn a_kept_configuration_of_a_newer_version_is_not_used_and_not_lost() {
+        let place = Place::new("[cloud\n");
+        let newer = "# switchback last-good 2\n[cloud]\nservers = [\"mqtt://192.0.2.9:1883\"]\n";
+        fs::write(place.0.path().join(LAST_GOOD), newer).unwrap();
+        let chosen = place.choose(false);
+        assert_eq!((chosen.standing.running, chosen.config.cloud.servers.len()), (Running::Salvaged, 0));
+        assert_eq!(chosen.config.settings.start, Start::Idle);
+        place.write(GOOD);
+        keep(place.0.path(), &place.choose(false).standing.worth_keeping().unwrap());
+        assert_eq!(fs::read_to_string(place.0.path().join("last-good.toml.aside")).unwrap(), newer);
+    }
+
+    #[test]
+    fn a_crash_loop_takes_what_was_on_line_and_only_the_connection_of_it() {
+        let place = Place::new(&format!("{GOOD}[uplink.wifi]\nstandby = \"warm\"\n[[publish]]\ntopic = \"a\"\n"));
+        let chosen = place.choose(true);
+        assert_eq!((chosen.standing.running, chosen.standing.safe), (Running::AsWritten, Some(Cause::CrashLoop)));
+        assert_eq!((chosen.config.publish[0].topic.as_str(), chosen.config.status_listen), ("$nothing", None));
+        assert!(chosen.config.settings.classes.iter().all(|uplink| uplink.standby == Standby::Up));
+        keep(place.0.path(), &Place::new(GOOD).choose(false).standing.worth_keeping().unwrap());
+        place.write(&GOOD.replace("192.0.2.1", "192.0.2.2"));
+        let chosen = place.choose(true);
+        assert_eq!(
+            (chosen.standing.running, chosen.config.cloud.servers[0].host.as_str()),
+            (Running::LastGood, "192.0.2.1")
+        );
+        assert!(chosen.standing.sentence().unwrap().contains("five bad ends"));
+    }
+
+    #[test]
+    fn a_reload_tells_which_keys_are_others() {
+        let place = Place::new(GOOD);
+        let mut standing = place.choose(false).standing;
+        assert_eq!(standing.reread(), Reread::Same);
+        place.write(&format!("{GOOD}grace = \"5min\"\n[failover]\nhold_down = \"1min\"\n"));
+        assert_eq!(standing.reread(), Reread::Changed(vec!["cloud.grace".into(), "failover.hold_down".into()]));
+        place.write("x");
+        assert_eq!(standing.reread(), Reread::Refused);
+        assert!(standing.sentence().unwrap().contains("runs as before"));
+        let users = place.0.path().join("users");
+        fs::write(&users, "").unwrap();
+        place.write(&format!("{GOOD}[local]\npassword_file = \"{}\"\n", users.display()));
+        let mut standing = place.choose(false).standing;
+        assert_eq!(standing.reread(), Reread::Same);
+        let later = SystemTime::now() + std::time::Duration::from_secs(5);
+        fs::File::options().write(true).open(&users).unwrap().set_modified(later).unwrap();
+        assert_eq!(standing.reread(), Reread::Changed(vec!["local users or rules".into()]));
     }
 }

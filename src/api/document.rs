@@ -36,6 +36,8 @@ pub struct Live {
     pub local: Value,
     /// What the daemon runs with, and why; `Null` where nobody asked.
     pub configuration: Value,
+    /// Files of the state directory that a newer version wrote or that were damaged.
+    pub set_aside: Vec<String>,
     /// Why it was started; empty where nobody asked.
     pub start_reason: &'static str,
     /// How often traffic has moved since the daemon started: from, to, and why.
@@ -172,6 +174,7 @@ pub fn status_document(status: &Status, live: &Live, clock: WallClock) -> Map<St
     put("outbox", outbox_document(status, live, clock));
     put("local", live.local.clone());
     put("configuration", live.configuration.clone());
+    put("set_aside", live.set_aside.clone().into());
     put("start_reason", live.start_reason.into());
     put("last_outage", status.last_outage.as_ref().map_or(Value::Null, |outage| self::outage(outage, clock)));
     put("last_switch", status.last_switch.as_ref().map_or(Value::Null, |last| switch(last, status, clock)));
@@ -431,7 +434,7 @@ mod tests {
 
     /// The keys of the contract, literally.
     const KEYS: &str = "state connected uplink class since last_inbound_ms next_attempt_ms session failover uplinks \
-                        outbox local configuration start_reason last_outage last_switch switches failback inhibited_until";
+                        outbox local configuration set_aside start_reason last_outage last_switch switches failback inhibited_until";
     const SESSION: &str = "id server protocol tls present rtt_ms unacked_bytes unsent_bytes";
     const FAILOVER: &str = "stored walk index";
     const UPLINK: &str = "name class step usable reason metered rtt_ms loss signal bytes_up bytes_down liveness_bytes \
@@ -498,6 +501,7 @@ mod tests {
             local: Value::Null,
             configuration: Value::Null,
             start_reason: "boot",
+            set_aside: vec!["saved.aside".into()],
             uplinks: BTreeMap::from([(name("wwan0"), uplink)]),
             session: Some(LiveSession {
                 server: "broker.example.com:8883".into(),

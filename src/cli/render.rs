@@ -23,9 +23,8 @@ pub fn status(document: &Value, age: Duration, colours: bool) -> String {
     let mut line = |name: &str, text: String| out += &format!("{name:<12}{text}\n");
     let state = plain(&document["state"]);
     line("state", format!("{}{}", painted(&state, colours), on_uplink(document)));
-    if document["configuration"]["says"].is_string() {
-        line("attention", plain(&document["configuration"]["says"]));
-    }
+    let says = &document["configuration"]["says"];
+    says.as_str().into_iter().for_each(|_| line("attention", plain(says)));
     line("since", since(&document["since"]));
     match document["next_attempt_ms"].as_u64() {
         Some(ms) => line("next try", format!("in {}", span(ms.saturating_sub(millis(age))))),
@@ -64,16 +63,9 @@ pub fn status(document: &Value, age: Duration, colours: bool) -> String {
 
 /// `explain`: its sentences as they are.
 pub fn explain(document: &Value) -> String {
-    let uplinks = document["uplinks"].as_array().into_iter().flatten();
-    let last = Some(&document["last_switch"]).filter(|last| last.is_string());
-    let first = Some(&document["configuration"]).filter(|says| says.is_string());
-    first
-        .into_iter()
-        .chain(uplinks)
-        .chain(last)
-        .chain([&document["next"]])
-        .map(|sentence| plain(sentence) + "\n")
-        .collect()
+    let said = |key: &str| Some(&document[key]).filter(|said| said.is_string());
+    let uplinks = said("configuration").into_iter().chain(document["uplinks"].as_array().into_iter().flatten());
+    uplinks.chain(said("last_switch")).chain([&document["next"]]).map(|sentence| plain(sentence) + "\n").collect()
 }
 
 fn on_uplink(document: &Value) -> String {

@@ -293,3 +293,12 @@ impl Failover {
         Walk::Waiting { until: now + wait, cause: reason }
     }
 }
+
+/// Whether a new interface gives hope: it does unless the server itself does not believe us.
+pub fn hopeful(cause: Reason) -> bool {
+    match cause.blame() {
+        // A firewall that refuses in the server's name is passed by over another interface.
+        Blame::Path | Blame::Ours | Blame::Server => true,
+        Blame::Credentials | Blame::Identity => false,
+    }
+}

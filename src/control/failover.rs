@@ -19,13 +19,14 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::action::{Action, Outcome, Saved};
+use crate::attempt::hopeful;
 use crate::backoff::Backoff;
 use crate::event::{Event, Request, Version};
 use crate::failback::WayBack;
 use crate::ground::{Ground, Line, View};
 use crate::interfaces::Readiness;
 use crate::name::Name;
-use crate::reason::{Blame, Reason};
+use crate::reason::Reason;
 use crate::round::{Candidate, From, Round};
 use crate::serving::Serving;
 use crate::session::Session;
@@ -392,14 +393,5 @@ impl Failover {
             keep_alive,
             via.is_some(),
         )))
-    }
-}
-
-/// Whether a new interface gives hope: it does unless the server itself does not believe us.
-fn hopeful(cause: Reason) -> bool {
-    match cause.blame() {
-        // A firewall that refuses in the server's name is passed by over another interface.
-        Blame::Path | Blame::Ours | Blame::Server => true,
-        Blame::Credentials | Blame::Identity => false,
     }
 }

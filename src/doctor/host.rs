@@ -12,6 +12,7 @@ use zbus::{Connection, OwnedVariant};
 use super::{Finding, Patient};
 use crate::config::Config;
 use crate::io::clock;
+use crate::outbox::asides;
 
 /// Longest wait for any one answer of the bus.
 const BUS_LIMIT: Duration = Duration::from_secs(3);
@@ -38,6 +39,7 @@ pub async fn examine(patient: &Patient, config: &Config) -> Vec<Finding> {
         Err(_) => findings.push(no_bus("it does not answer")),
     }
     findings.push(disk(&patient.state_dir, config.outbox.max_size));
+    findings.extend(aside(&patient.state_dir));
     findings.extend(port(config, patient.daemon.is_ok()));
     findings.extend(files(config));
     findings
@@ -170,6 +172,15 @@ fn disk(state: &Path, outbox: u64) -> Finding {
         true => Finding::odd("disk", seen, "free some space, or lower outbox.max_size"),
         false => Finding::good("disk", seen),
     }
+}
+
+/// What a newer version wrote, or was damaged.
+fn aside(state: &Path) -> Option<Finding> {
+    let names = asides(state);
+    (!names.is_empty()).then(|| {
+        let seen = format!("set aside in {}: {}", state.display(), names.join(", "));
+        Finding::odd("state", seen, "install the newer version again to use it, or remove what nobody needs any more")
+    })
 }
 
 /// Whether applications find us where they look. With a daemon that runs, its own log tells.

@@ -86,21 +86,24 @@ pub fn keep(state_dir: &Path) -> io::Result<()> {
 /// (then below `SET_SINCE`).
 pub fn stamp() -> u64 {
     let now = reading();
-    known().as_ref().map_or(now.wall, |eras| eras.stamp(now))
+    known().as_mut().map_or(now.wall, |eras| eras.stamp(now))
 }
 
 /// When a message was accepted, milliseconds since the epoch, as well as that is known by now; see [`Eras::time`].
 pub fn time_of(accepted: u64, id: &str) -> Option<u64> {
     let now = reading();
-    match known().as_ref() {
-        Some(eras) => eras.time(accepted, id, now),
+    match known().as_mut() {
+        Some(eras) => {
+            eras.notice_if_unset(now);
+            eras.time(accepted, id, now)
+        }
         None => Eras::default().time(accepted, id, now),
     }
 }
 
 /// A stamp as displays show it: the best guess for one that is not yet known.
 pub fn shown(accepted: u64) -> u64 {
-    if accepted >= SET_SINCE {
+    if accepted >= eras::UP_MAX {
         return accepted;
     }
     u64::try_from(wall_at(Instant::from_millis(accepted).min(now())).as_millisecond()).unwrap_or(0)

@@ -442,6 +442,14 @@ impl Service {
         dict(&self.status.borrow(), "configuration")
     }
 
+    /// Files of the state directory that a newer version wrote or that were damaged.
+    #[zbus(property)]
+    fn set_aside(&self) -> Vec<String> {
+        let status = self.status.borrow();
+        let names = status.get("set_aside").and_then(Value::as_array).into_iter().flatten();
+        names.filter_map(|name| name.as_str().map(str::to_owned)).collect()
+    }
+
     /// Why the daemon was started: boot, upgrade, crash, operator or config.
     #[zbus(property)]
     fn start_reason(&self) -> String {

@@ -33,7 +33,7 @@ use switchback_control::{Lane as Number, Seq, Unreleased};
 use super::Events;
 use crate::config::{Config, LaneConfig};
 use crate::corridor::{Corridor, Pledge, StoreJob};
-use crate::outbox::{Damage, Disk, Limits, Local, Why};
+use crate::outbox::{Damage, Disk, Limits, Local, Why, set_aside};
 use lane::Lane;
 use pledges::{Pledges, lane_key};
 use worker::{Place, Worker};
@@ -83,7 +83,7 @@ pub struct Storage {
 ///
 /// # Errors
 /// Only what waiting does not mend: another process uses it (`ResourceBusy`), we may not write there
-/// (`PermissionDenied`), it is no directory, or the files are of a newer version (`Unsupported`).
+/// (`PermissionDenied`), or it is no directory. Files of a newer version are set aside.
 pub fn open(state_dir: &Path, config: &mut Config) -> io::Result<Opened> {
     let configured = config.lanes.len();
     match lanes::adopt(state_dir, config) {
@@ -158,7 +158,15 @@ fn open_on<D: Disk + Clone>(
         if !config.directory.is_empty() {
             let dir = state_dir.join(&config.directory);
             // The first is always there: its lock keeps a second daemon out.
-            let (lane, what) = Lane::open(disk.clone(), number, dir, Limits::of(config.max_size), index == 0)?;
+            let limits = Limits::of(config.max_size);
+            let open = || Lane::open(disk.clone(), number, dir.clone(), limits, index == 0);
+            let (lane, what) = match open() {
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                    set_aside(&dir, &format!("{error}; the messages in it wait for that version"));
+                    open()?
+                }
+                opened => opened?,
+            };
             (opened, found) = (Some(lane), what);
         }
         trouble = trouble.or(found.trouble);

@@ -32,7 +32,7 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 /// Fields of one line that are kept; ours have four.
 const FIELDS_MAX: usize = 16;
 /// Letters of a status text; systemd shows one line.
-const STATUS_LETTERS_MAX: usize = 256;
+const STATUS_LETTERS_MAX: usize = 512;
 
 /// Sets up the log for the whole process. Call it once and first; `log::logger().flush()` before the process ends on
 /// its own, or the last lines may be lost.

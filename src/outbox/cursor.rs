@@ -126,6 +126,14 @@ impl<F> Cursor<F> {
     }
 }
 
+/// Whether the log in this directory is of a version that is read here.
+pub fn can_read(dir: &Path) -> bool {
+    let mut head = [0; 8];
+    let read = std::fs::File::open(dir.join("cursor")).and_then(|mut file| io::Read::read_exact(&mut file, &mut head));
+    let [name @ .., low, high] = head;
+    read.is_ok() && name == *MAGIC && u16::from_le_bytes([low, high]) == FORMAT
+}
+
 fn read_slot(bytes: &[u8], path: &Path) -> io::Result<Option<Slot>> {
     match decode(bytes) {
         Some((FORMAT, slot)) => Ok(Some(slot)),

@@ -55,11 +55,12 @@ use record::{CHAIN_BYTES, Chain, HEAD_BYTES};
 use recover::recover;
 use segment::Segment;
 
+pub use cursor::can_read;
 pub use disk::{Disk, Local};
 pub use limits::{AppendError, Limits, MAX_RECORD, SEGMENT_BYTES};
 pub use record::{Record, Seq};
 pub use recover::{Damage, Recovered, Why};
-pub use replace::{replace_file, replace_file_on, set_aside};
+pub use replace::{asides, is_aside, replace_file, replace_file_on, set_aside};
 
 /// The durable store of messages. Dropping it without [`Outbox::close`] is a power cut without the cut: what was not
 /// synced is gone.

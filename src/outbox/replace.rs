@@ -40,6 +40,8 @@ pub fn replace_file_on<D: Disk>(disk: &D, path: &Path, bytes: &[u8]) -> io::Resu
     disk.sync_dir(parent)
 }
 
+/// Names told of what stands aside.
+const ASIDES_TOLD: usize = 16;
 /// Copies of one file that are kept aside.
 const ASIDE_MAX: u32 = 3;
 
@@ -66,6 +68,22 @@ pub fn set_aside(path: &Path, why: &str) {
     }
 }
 
+/// Whether this is the name of something that was put aside.
+pub fn is_aside(name: &str) -> bool {
+    name.rsplit_once(".aside").is_some_and(|(_, rest)| rest.is_empty() || rest.starts_with('-'))
+        || name.ends_with(".damaged")
+}
+
+/// What stands aside in `dir`, by name; the first few.
+pub fn asides(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.retain(|name| is_aside(name));
+    names.sort();
+    names.truncate(ASIDES_TOLD);
+    names
+}
+
 fn write_fresh<D: Disk>(disk: &D, fresh: &Path, bytes: &[u8]) -> io::Result<()> {
     let file = disk.create(fresh)?;
     let written = disk.write_at(&file, bytes, 0).and_then(|()| disk.sync(&file));
@@ -76,4 +94,29 @@ fn fresh_name(path: &Path) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(".new");
     PathBuf::from(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_put_aside_is_kept_three_times_and_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("saved");
+        for number in 0..5 {
+            std::fs::write(&path, number.to_string()).unwrap();
+            set_aside(&path, "test");
+            assert!(!path.exists());
+        }
+        let names = ["saved.aside", "saved.aside-2", "saved.aside-3"];
+        assert_eq!(asides(dir.path()), names);
+        assert_eq!(names.map(|name| std::fs::read_to_string(dir.path().join(name)).unwrap()), ["2", "3", "4"]);
+        let name = "outbox";
+        std::fs::create_dir(dir.path().join(name)).unwrap();
+        set_aside(&dir.path().join(name), "test");
+        assert!(dir.path().join("outbox.aside").is_dir());
+        assert!(!is_aside("aside") && !is_aside("outbox.asides") && is_aside("x.damaged"));
+        set_aside(&dir.path().join("nothing"), "test");
+    }
 }

@@ -48,15 +48,18 @@ fn repair(input: &mut Vec<u8>) {
 
 fn read(input: &[u8]) -> Shape {
     let dir = place("saved");
-    let (path, aside) = (dir.join("saved"), dir.join("saved.damaged"));
-    let _ = fs::remove_file(&aside);
+    let path = dir.join("saved");
+    // Damaged, or of a newer version.
+    let asides = ["saved.damaged", "saved.aside"].map(|name| dir.join(name));
+    asides.iter().for_each(|aside| drop(fs::remove_file(aside)));
     fs::write(&path, input).unwrap();
     fs::write(dir.join("starts"), input).unwrap();
     let file = SavedFile::new(&dir, BOOT);
     let saved = file.load();
-    let damaged = aside.exists();
+    let aside = asides.iter().find(|aside| aside.exists());
+    let damaged = aside.is_some();
     assert!(damaged != path.exists(), "a file is used or set aside");
-    assert!(!damaged || (saved == Default::default() && fs::read(&aside).unwrap() == input));
+    assert!(aside.is_none_or(|aside| saved == Default::default() && fs::read(aside).unwrap() == input));
     file.save(&saved).unwrap();
     assert_eq!(file.load(), saved, "what is saved is loaded");
     assert!(path.exists());

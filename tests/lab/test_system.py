@@ -11,7 +11,7 @@ from .namespaces import wait_for
 
 KEYS = {
     "": "state connected uplink class since last_inbound_ms next_attempt_ms session failover uplinks outbox "
-        "last_outage last_switch switches failback inhibited_until",
+        "last_outage last_switch switches failback inhibited_until configuration start_reason set_aside",
     "session": "id server protocol tls present rtt_ms",
     "failover": "stored walk index",
     "outbox": "messages bytes oldest_s in_flight dropped classes",

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::message::Message;
 use super::session::{Delivery, Subscription};
+use crate::io::clock::SET_SINCE;
 use crate::io::packet::{Publish, properties_from_bytes, properties_to_bytes};
 
 /// One fact about the sessions or the retained messages.
@@ -254,6 +255,8 @@ fn take_message(left: &mut Bytes<'_>, moment: Moment) -> Option<Message> {
         _ => None,
     });
     let expires = interval.and_then(|interval| {
+        // Written while the clock was not set: how long it has lain here is not known.
+        let expires = if expires < SET_SINCE { u64::MAX } else { expires };
         let remaining = expires.saturating_sub(moment.wall).min(interval);
         moment.now.checked_add(Duration::from_millis(remaining))
     });
@@ -398,5 +401,10 @@ mod tests {
         assert_eq!(read(0), moment.now + Duration::from_secs(60));
         assert_eq!(read(moment.wall + 30_000), moment.now + Duration::from_secs(10));
         assert_eq!(read(moment.wall + 90_000), moment.now);
+        let unset = Moment { wall: 5_000, ..moment };
+        let mut bytes = Vec::new();
+        put_message(&mut bytes, &message, unset);
+        let read = take_message(&mut Bytes(&bytes), moment).unwrap().expires.unwrap();
+        assert_eq!(read, moment.now + Duration::from_secs(60), "a clock that was not set ends nothing early");
     }
 }

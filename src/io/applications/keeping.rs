@@ -35,6 +35,7 @@ use super::router::{Shared, State, fits};
 use super::session::{Outgoing, Presence, Reception, Session};
 use super::store::Store;
 use super::{RECEPTIONS_MAX, RETAINED_BYTES_MAX, RETAINED_MAX, SESSIONS_MAX, SUBSCRIPTIONS_MAX};
+use crate::io::clock::SET_SINCE;
 use crate::outbox::Disk;
 use crate::topics;
 
@@ -192,8 +193,9 @@ impl State {
                 session.cut_off = cut_off || away_since.is_none();
                 session.will = will;
                 session.on_disk = true;
-                // Where only the daemon knew since when, it counts from now.
-                let ago = away_since.map_or(0, |since| moment.wall.saturating_sub(since));
+                // Where only the daemon knew since when, or by a clock that was not set, it counts from now.
+                let known = away_since.filter(|since| *since >= SET_SINCE);
+                let ago = known.map_or(0, |since| moment.wall.saturating_sub(since));
                 session.go_away(Duration::from_millis(ago), moment.now);
             }
             Entry::Received { id, packets } => {

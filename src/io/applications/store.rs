@@ -9,15 +9,17 @@
 //! the eight bytes behind it. When the file has grown to several times what it says, it is replaced as a whole. A
 //! power cut leaves a frame or does not: an unfinished one at the end is not read, and nothing in it was promised.
 //! After a failed call nothing is added any more: the next write replaces the file. Never fails a start: what cannot
-//! be read is set aside as `sessions.damaged`, and what stood before the damage counts. Decides nothing about what to
+//! be read is set aside as `sessions.damaged`, one of a newer version as `sessions.aside`, and what stood before the damage counts. Decides nothing about what to
 //! keep or when.
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use crate::outbox::{Disk, replace_file_on};
+use crate::outbox::{Disk, replace_file_on, set_aside};
 
 const MAGIC: &[u8] = b"switchback sessions 1\n";
+/// What files of every version begin with.
+const NAME: &[u8] = b"switchback sessions ";
 const HEAD_BYTES: usize = 12;
 
 /// Largest body read: several of the largest messages. More than this is damage.
@@ -51,6 +53,12 @@ impl<D: Disk> Store<D> {
                 log::info!(
                     "{}: the last write was cut short; nothing that was promised is missing",
                     store.path.display()
+                );
+            }
+            Ok(Found::Newer) => {
+                set_aside(
+                    &store.path,
+                    "it is of a newer version; local MQTT sessions and retained messages begin anew",
                 );
             }
             Ok(Found::Damaged) => {
@@ -116,7 +124,7 @@ impl<D: Disk> Store<D> {
         };
         let mut magic = [0; MAGIC.len()];
         if self.disk.read_at(&file, &mut magic, 0)? < MAGIC.len() || magic != MAGIC {
-            return Ok(Found::Damaged);
+            return Ok(if magic.starts_with(NAME) { Found::Newer } else { Found::Damaged });
         }
         self.end = MAGIC.len() as u64;
         loop {
@@ -162,6 +170,7 @@ enum Found {
     /// A power cut in the last write.
     Unfinished,
     Damaged,
+    Newer,
 }
 
 fn frame(out: &mut Vec<u8>, body: &[u8]) {

@@ -25,6 +25,9 @@ const NOTICED_MS: u64 = 2_000;
 /// A clock that shows less than this above the last known time right at a boot may have been put back to what was saved at the
 /// shutdown: programs that do so save every hour.
 const RESTORED_MS: u64 = 2 * 3_600_000;
+/// Stamps below this are milliseconds since boot: no machine runs for ten years. What lies between this and `SET_SINCE` is from
+/// a version that took an unset clock at its word: shown as it is, and never old.
+pub const UP_MAX: u64 = 10 * 365 * 86_400_000;
 /// Letters of a boot ID in an identity.
 const BOOT_LETTERS: usize = 8;
 
@@ -75,6 +78,8 @@ pub struct Eras {
     /// The latest time ever seen on a set clock; zero for none.
     floor: u64,
     set: bool,
+    /// What the last look told.
+    told: bool,
 }
 
 impl Eras {
@@ -120,8 +125,19 @@ impl Eras {
         self.set
     }
 
-    /// Looks at the clocks.
+    /// Looks at the clocks, and tells what has changed since the last look.
     pub fn look(&mut self, now: Reading, evidence: Evidence) -> Found {
+        let begun = self.notice(now, evidence);
+        match (std::mem::replace(&mut self.told, self.set), self.set) {
+            (false, true) => Found::Set,
+            (true, false) => Found::Lost,
+            (true, true) if begun => Found::Moved,
+            (true, true) | (false, false) => Found::Nothing,
+        }
+    }
+
+    /// Takes note of what the clocks show; whether that begins an era.
+    fn notice(&mut self, now: Reading, evidence: Evidence) -> bool {
         let offset = now.wall.saturating_sub(now.up);
         let last = self.eras.last().filter(|era| era.boot == self.boot);
         let known = last.is_some_and(|era| era.offset.abs_diff(offset) < STEP_MS);
@@ -138,25 +154,28 @@ impl Eras {
         if believed && !grown {
             self.floor = now.wall;
         }
-        let was = self.set;
-        self.set = possible && (believed || known || (was && grown));
-        if self.set && !known {
+        self.set = possible && (believed || known || (self.set && grown));
+        let begins = self.set && !known;
+        if begins {
             self.eras.push(Era { boot: self.boot.clone(), from: now.up, offset });
             if self.eras.len() > ERAS_MAX {
                 self.eras.remove(0);
             }
         }
-        match (was, self.set) {
-            (false, true) => Found::Set,
-            (true, false) => Found::Lost,
-            (true, true) if !known => Found::Moved,
-            (true, true) | (false, false) => Found::Nothing,
-        }
+        begins
     }
 
     /// What a message is stamped with now.
-    pub fn stamp(&self, now: Reading) -> u64 {
+    pub fn stamp(&mut self, now: Reading) -> u64 {
+        self.notice_if_unset(now);
         if self.set { now.wall } else { now.up }
+    }
+
+    /// A message need not wait for the next look.
+    pub fn notice_if_unset(&mut self, now: Reading) {
+        if !self.set {
+            self.notice(now, Evidence::None);
+        }
     }
 
     /// When a message was accepted, milliseconds since the epoch, as well as that is known by now; `None` where it is not.
@@ -165,31 +184,28 @@ impl Eras {
         let own = self.is_own(id);
         let boot = if own { self.boot.as_str() } else { id.split('.').next().unwrap_or_default() };
         let last = self.eras.iter().rev().find(|era| era.boot == boot);
-        let up = if accepted < SET_SINCE { Some(accepted) } else { self.moment(accepted, boot, own.then_some(now.up)) };
+        let up = if accepted < UP_MAX { Some(accepted) } else { self.moment(accepted, boot, own.then_some(now.up)) };
         match (up, last) {
             (Some(up), Some(last)) => Some(last.offset.saturating_add(up)),
-            (None, _) | (Some(_), None) => Some(accepted).filter(|accepted| *accepted >= SET_SINCE),
+            (None, _) | (Some(_), None) => Some(accepted).filter(|accepted| *accepted >= UP_MAX),
         }
     }
 
     /// How long ago a message was accepted at least, in milliseconds. `wall` is what the clock shows, or `least_wall`.
     pub fn age(&self, accepted: u64, id: &str, wall: u64, now: Reading) -> u64 {
-        if self.is_own(id) {
-            let up =
-                if accepted < SET_SINCE { Some(accepted) } else { self.moment(accepted, &self.boot, Some(now.up)) };
-            let by_wall = || wall.saturating_sub(accepted).min(now.up);
-            return up.map_or_else(by_wall, |up| now.up.saturating_sub(up));
+        let own = self.is_own(id);
+        let moment = || self.moment(accepted, &self.boot, Some(now.up));
+        let up = if accepted < UP_MAX { Some(accepted) } else { moment() };
+        if let Some(up) = up.filter(|_| own) {
+            return now.up.saturating_sub(up);
         }
         match self.time(accepted, id, now) {
-            Some(time) if wall >= SET_SINCE => wall.saturating_sub(time),
-            // It was here before this boot; more is not known.
-            Some(_) | None => {
-                if accepted < SET_SINCE {
-                    now.up
-                } else {
-                    0
-                }
+            Some(time) if wall >= SET_SINCE && time >= SET_SINCE => {
+                wall.saturating_sub(time).min(if own { now.up } else { u64::MAX })
             }
+            // It was here before this boot; more is not known.
+            None => now.up,
+            Some(_) => 0,
         }
     }
 
@@ -305,6 +321,8 @@ mod tests {
         assert_eq!(eras.age(TODAY + 5, "x", now.wall, now), 0);
         assert_eq!(eras.age(TODAY, "x", 7, now), 0, "a clock that is not set makes nothing old");
         assert_eq!(eras.least_wall(now), TODAY);
+        let before = SET_SINCE - 24 * HOUR;
+        assert_eq!((eras.time(before, "x", now), eras.age(before, "x", TODAY, now)), (Some(before), 0));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::lock;
-use crate::outbox::replace_file;
+use crate::outbox::{replace_file, set_aside};
 
 /// Identifiers noted at once: far above `speech::RECEIVE_MAX`, for servers of 3.1.1, which know no such limit.
 const TAKEN_MAX: usize = 256;
@@ -50,6 +50,9 @@ impl Taken {
     /// With what is noted at `path`; nowhere else is known than in memory without one.
     pub fn load(path: Option<PathBuf>) -> Taken {
         let text = path.as_ref().and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
+        if let Some(path) = path.as_ref().filter(|_| text.lines().any(|line| line.parse::<u16>().is_err())) {
+            set_aside(path, "it is of a newer version or damaged; messages of QoS 2 from the cloud may come twice");
+        }
         let before = text.lines().filter_map(|line| line.parse().ok()).take(TAKEN_MAX).collect();
         let known = Mutex::new(Known { before, ..Known::default() });
         Taken { path, known, writing: tokio::sync::Mutex::default(), said: AtomicBool::new(false) }

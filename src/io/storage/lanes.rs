@@ -11,6 +11,7 @@ use switchback_control::settings::LANES_MAX;
 use switchback_control::{Carriers, LaneRules};
 
 use crate::config::{Config, LaneConfig};
+use crate::outbox::{can_read, is_aside};
 
 /// Every directory of a lane begins with this.
 const OUTBOX: &str = "outbox";
@@ -33,6 +34,9 @@ pub(super) fn adopt(state_dir: &Path, config: &mut Config) -> io::Result<()> {
     names.sort();
     for name in names {
         let place = state_dir.join(&name);
+        if is_aside(&name) && !can_read(&place) {
+            continue;
+        }
         let Some((class, carriers)) = read_name(&name) else {
             log::warn!("{} is no outbox of ours; it is left alone", place.display());
             continue;
@@ -49,8 +53,10 @@ pub(super) fn adopt(state_dir: &Path, config: &mut Config) -> io::Result<()> {
     Ok(())
 }
 
-/// The class and the uplinks that a directory's name tells.
+/// The class and the uplinks that a directory's name tells. One that an older version has set aside, because ours wrote it, keeps
+/// them in front of its ending.
 fn read_name(name: &str) -> Option<(String, Carriers)> {
+    let name = if is_aside(name) { name.rsplit_once('.')?.0 } else { name };
     let rest = name.strip_prefix(OUTBOX)?;
     let (class, carriers) = match rest.split_once('@') {
         None => (rest, Carriers::Any),
@@ -77,6 +83,7 @@ mod tests {
         assert_eq!(read_name("outbox-bulk"), some("bulk", Carriers::Any));
         assert_eq!(read_name("outbox-my-own@unmetered"), some("my-own", Carriers::Unmetered));
         assert_eq!(read_name("outbox-normal@wifi+usb0"), some("normal", Carriers::Named(named)));
+        assert_eq!(read_name("outbox-bulk.aside-2"), some("bulk", Carriers::Any));
         for name in ["outboxes", "outbox-", "outbox.bak", "outbox-x@", "outbox-x@a/b", "inbox"] {
             assert_eq!(read_name(name), None, "{name}");
         }

@@ -19,12 +19,15 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use crate::corridor::PLEDGED;
-use crate::outbox::{Disk, replace_file_on};
+use crate::outbox::{Disk, replace_file_on, set_aside};
 
 const SLOT_BYTES: usize = 64;
 /// Each identifier may need two slots at once, and as many messages may be through before an older one that keeps them in
 /// their log.
 const SLOTS: usize = 1024;
+
+/// More torn slots than this, and not a whole one: not a file of ours.
+const TORN_MAX: usize = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
@@ -87,6 +90,14 @@ impl<D: Disk> Pledges<D> {
             Pledges { disk, path, file: None, slots, turn: 0, unwritten, wrong: false, orphans: Vec::new() };
         match pledges.read() {
             Ok(0) => {}
+            // Cut short are at most the words of one flush; and then others stand, or nothing was pledged before.
+            Ok(torn) if torn > TORN_MAX && pledges.slots.is_empty() => {
+                pledges.file = None;
+                set_aside(
+                    &pledges.path,
+                    "it is damaged or of a newer version; messages of QoS 2 that were on their way may arrive twice",
+                );
+            }
             Ok(torn) => log::warn!(
                 "{}: {torn} steps of QoS 2 were cut short; nothing that was promised is missing",
                 pledges.path.display()

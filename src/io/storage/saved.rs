@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use switchback_control::{Name, Saved, Selector};
 
-use crate::outbox::{Disk, Local, replace_file};
+use crate::outbox::{Disk, Local, replace_file, set_aside};
 
 /// The saved value and its companions, small files that are replaced whole.
 pub struct SavedFile {
@@ -16,7 +16,8 @@ pub struct SavedFile {
     boot_id: String,
 }
 
-/// First line of the file; another version is set aside and reported.
+/// First line of the file, with the version; what begins so with another one is set aside for the program that wrote it.
+const SAVED_NAME: &str = "switchback saved ";
 const SAVED_HEADER: &str = "switchback saved 1";
 /// Starts that could not be counted have numbers from here on: no gateway is started so often.
 const DRAWN_STARTS: u64 = 1 << 32;
@@ -37,7 +38,11 @@ impl SavedFile {
         };
         match parse_saved(&text, &self.boot_id) {
             Some(saved) => saved,
-            None => self.set_aside("it is damaged or of a newer version"),
+            None if text.starts_with(SAVED_NAME) && !text.starts_with(SAVED_HEADER) => {
+                set_aside(&self.path, "it is of a newer version; starting with the defaults");
+                Saved::default()
+            }
+            None => self.set_aside("it is damaged"),
         }
     }
 
@@ -64,7 +69,7 @@ impl SavedFile {
     /// at random from far above: else identities would repeat.
     pub fn next_start(&self) -> u64 {
         let path = self.path.with_file_name("starts");
-        let last = std::fs::read_to_string(&path).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0u64);
+        let last = std::fs::read_to_string(&path).ok().and_then(|text| first_number(&text)).unwrap_or(0u64);
         let next = last.saturating_add(1);
         match replace_file(&path, format!("{next}\n").as_bytes()) {
             Ok(()) => next,
@@ -75,6 +80,11 @@ impl SavedFile {
             }
         }
     }
+}
+
+/// Whatever a newer version may add behind it.
+fn first_number(text: &str) -> Option<u64> {
+    text.split_whitespace().next()?.parse().ok()
 }
 
 fn print_saved(saved: &Saved, boot_id: &str) -> String {
@@ -152,6 +162,19 @@ mod tests {
         assert!(dir.path().join("saved.damaged").exists());
         file.save(&some()).unwrap();
         assert_eq!(file.load(), some());
+    }
+
+    #[test]
+    fn a_file_of_a_newer_version_is_kept_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let newer = "switchback saved 2\nlist=satellite\n";
+        std::fs::write(dir.path().join("saved"), newer).unwrap();
+        std::fs::write(dir.path().join("starts"), "41 of a newer version\n").unwrap();
+        let file = SavedFile::new(dir.path(), "b1");
+        assert_eq!((file.load(), file.next_start()), (Saved::default(), 42));
+        file.save(&some()).unwrap();
+        assert_eq!(file.load(), some());
+        assert_eq!(std::fs::read_to_string(dir.path().join("saved.aside")).unwrap(), newer);
     }
 
     #[test]

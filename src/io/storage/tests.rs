@@ -5,6 +5,7 @@
 
 mod cuts;
 mod disk;
+mod newer;
 mod pledging;
 mod rooms;
 
