@@ -134,6 +134,14 @@ fn bash_completes_what_was_begun() {
 }
 
 #[test]
+fn the_daemon_called_switchback_is_the_command_line() {
+    let place = tempfile::tempdir().unwrap();
+    let name = place.path().join("switchback");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_switchbackd"), &name).unwrap();
+    assert_eq!(help(name.to_str().unwrap()), help(env!("CARGO_BIN_EXE_switchback")));
+}
+
+#[test]
 fn the_changelog_begins_with_this_version() {
     let first = format!("switchback ({}) ", env!("CARGO_PKG_VERSION"));
     assert!(read("packaging/changelog").starts_with(&first), "packaging/changelog does not begin with {first}");

@@ -37,7 +37,7 @@ _switchback() {
                     esac
                     ;;
                 failback) words=--for && [[ -z $object ]] && words+=' now auto never' ;;
-                inhibit) words='0 5min 30min 1h' ;;
+                inhibit) words='0s 5min 30min 1h' ;;
                 connect) words='--via --timeout' ;;
                 disconnect) words=--force ;;
                 reconnect | flush) words=--timeout ;;

@@ -41,7 +41,7 @@ complete -c switchback -n '__fish_seen_subcommand_from failback; and not __fish_
 complete -c switchback -n '__fish_seen_subcommand_from failback' -l for -xa '1h 24h 7d' -d 'For how long'
 
 __switchback_verb inhibit 'No move to a better uplink for a while'
-complete -c switchback -n '__fish_seen_subcommand_from inhibit' -a '0 5min 30min 1h'
+complete -c switchback -n '__fish_seen_subcommand_from inhibit' -a '0s 5min 30min 1h'
 
 __switchback_verb connect 'Connect'
 complete -c switchback -n '__fish_seen_subcommand_from connect' -l via -xa '(__switchback_interfaces)' \

@@ -47,7 +47,7 @@ case $state in
                 return
                 ;;
             failback) options=('1:what:(now auto never)' '--for[for how long]:duration:(1h 24h 7d)') ;;
-            inhibit) options=('1:duration, 0 ends it:(0 5min 30min 1h)') ;;
+            inhibit) options=('1:duration, 0s ends it:(0s 5min 30min 1h)') ;;
             connect) options=("--via[try one interface once]:interface:($interfaces)" $timeout) ;;
             disconnect) options=('--force[close at once]') ;;
             reconnect | flush) options=($timeout) ;;
