@@ -144,11 +144,18 @@ async fn time(bus: &Connection) -> Finding {
         let advice = "timedatectl set-ntp true, or timedatectl set-time; certificates are not valid at this time";
         return Finding::bad("clock", format!("{shown} cannot be"), advice);
     }
-    let synchronised =
-        property(bus, "org.freedesktop.timedate1", "/org/freedesktop/timedate1", "NTPSynchronized").await;
-    match synchronised.ok().and_then(|value| bool::try_from(value).ok()) {
+    let is = async |name| {
+        let answer = property(bus, "org.freedesktop.timedate1", "/org/freedesktop/timedate1", name).await;
+        answer.ok().and_then(|value| bool::try_from(value).ok())
+    };
+    match is("NTPSynchronized").await {
         Some(true) => Finding::good("clock", format!("{shown}, synchronised")),
-        Some(false) => Finding::odd("clock", format!("{shown}, not synchronised"), "timedatectl set-ntp true"),
+        Some(false) => {
+            // Where nothing can, timedatectl only says so.
+            let able = is("CanNTP").await != Some(false);
+            let advice = if able { "timedatectl set-ntp true" } else { "apt install systemd-timesyncd" };
+            Finding::odd("clock", format!("{shown}, not synchronised"), advice)
+        }
         None => Finding::good("clock", shown),
     }
 }

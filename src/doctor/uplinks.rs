@@ -24,8 +24,9 @@ use crate::io::tls::{self, Tls};
 use crate::io::{clock, network_manager, rtnetlink, socket, stagger};
 use crate::uplinks::{Details, Uplinks};
 
-/// How long the adapters get to tell of every interface, and how long a silence means that they have.
-const LOOK: Duration = Duration::from_secs(4);
+/// How long the adapters get to tell of every interface (a small machine that has just booted is slow), and how long a
+/// silence means that they have, once NetworkManager has spoken or is known to be away.
+const LOOK: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_millis(700);
 /// Events of the adapters that may wait.
 const EVENTS_MAX: usize = 256;
@@ -77,10 +78,16 @@ async fn look(config: Arc<Config>, known: Uplinks) -> Control {
     let _links = rtnetlink::start(config.clone(), known.clone(), events.clone());
     let _network_manager = network_manager::start(config, known, events);
     let until = Instant::now() + LOOK;
+    let mut spoke = false;
     while Instant::now() < until {
         match timeout(SILENCE, told.recv()).await {
-            Ok(Some(event)) => drop(control.step(clock::now(), &event)),
-            Ok(None) | Err(_) => break,
+            Ok(Some(event)) => {
+                spoke |= matches!(event, Event::NetworkManagerChanged { .. });
+                drop(control.step(clock::now(), &event));
+            }
+            Ok(None) => break,
+            Err(_) if spoke => break,
+            Err(_) => {}
         }
     }
     control

@@ -23,8 +23,7 @@ FILES = {
     "etc/fstab": "",
     "etc/systemd/system/agent.service": """[Unit]
 DefaultDependencies=no
-After=systemd-remount-fs.service systemd-tmpfiles-setup.service dev-virtio\\x2dports-machine.device
-Requires=dev-virtio\\x2dports-machine.device
+After=systemd-remount-fs.service systemd-tmpfiles-setup.service
 [Service]
 ExecStart=/usr/local/sbin/agent
 Environment=HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8
@@ -44,8 +43,6 @@ ExecStart=/usr/local/sbin/world up
 [Install]
 WantedBy=sysinit.target
 """,
-    "etc/udev/rules.d/99-machine.rules":
-        'SUBSYSTEM=="virtio-ports", ATTR{name}=="machine", TAG+="systemd"\n',
     "etc/NetworkManager/conf.d/machine.conf": "[keyfile]\nunmanaged-devices=interface-name:wlan1;interface-name:eth1;interface-name:world*\n",
     "etc/NetworkManager/system-connections/cable.nmconnection":
         "[connection]\nid=cable\ntype=ethernet\ninterface-name=eth0\n[ipv4]\nmethod=auto\n[ipv6]\nmethod=disabled\n",
