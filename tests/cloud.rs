@@ -228,7 +228,7 @@ async fn what_was_in_flight_goes_again_under_its_number_where_the_session_is_pre
         if version == Version::V5 {
             let text = format!("{:?}", after[0].properties);
             assert!(
-                text.contains("sb-id") && text.contains("boot.1.1") && text.contains("2023-11-14T22:13:20.000Z"),
+                text.contains("sb-id") && text.contains("boot.1.1") && text.contains("2030-03-17T17:46:40.000Z"),
                 "{text}"
             );
         }

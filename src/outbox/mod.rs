@@ -53,6 +53,7 @@ use cursor::Cursor;
 use pending::Pending;
 use record::{CHAIN_BYTES, Chain, HEAD_BYTES};
 use recover::recover;
+use room::Ahead;
 use segment::Segment;
 
 pub use cursor::can_read;
@@ -61,6 +62,7 @@ pub use limits::{AppendError, Limits, MAX_RECORD, SEGMENT_BYTES};
 pub use record::{Record, Seq};
 pub use recover::{Damage, Recovered, Why};
 pub use replace::{asides, is_aside, replace_file, replace_file_on, set_aside};
+pub use room::Preparation;
 
 /// The durable store of messages. Dropping it without [`Outbox::close`] is a power cut without the cut: what was not
 /// synced is gone.
@@ -76,6 +78,7 @@ pub struct Outbox<D: Disk = Local> {
     /// To be removed when the disk lets us.
     dead: Vec<Segment>,
     unread_bytes: u64,
+    ahead: Ahead,
     pending: Pending,
     cache: Cache,
     released: u64,
@@ -133,6 +136,7 @@ impl<D: Disk> Outbox<D> {
             free: found.free,
             dead: found.dead,
             unread_bytes: found.unread_bytes,
+            ahead: Ahead::default(),
             pending: Pending::default(),
             cache: Cache::default(),
             released: found.released,
@@ -263,6 +267,7 @@ impl<D: Disk> Outbox<D> {
     /// As [`Outbox::sync`]; what was not durable is lost then.
     pub fn close(mut self) -> io::Result<()> {
         let flushed = self.flush();
+        self.take_prepared();
         let untold = self.written > self.cursor.durable;
         let stated = if self.unstated || untold { self.save_cursor() } else { Ok(()) };
         Ok(flushed.and(stated.map_err(AppendError::Io))?)

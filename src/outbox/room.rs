@@ -1,14 +1,69 @@
 //! Which segment is written next, and whether there is one.
 //!
-//! Always true: a segment is written again, or removed, only when the cursor file durably releases all it ever held, and
-//! the files never take more than the limit. It never touches a record.
+//! Making one takes as long as several syncs, for which a message in the middle of a rush would have to wait. So the next
+//! one may be made while the last is still written, by somebody else: see [`Preparation`]. Always true: a segment is
+//! written again, or removed, only when the cursor file durably releases all it ever held, and the files never take more
+//! than the limit. It never touches a record.
 
 use std::io::{self, ErrorKind};
+use std::path::PathBuf;
+use std::sync::mpsc;
 
 use super::segment::{self, Segment};
 use super::{AppendError, Disk, Outbox};
 
+/// A segment to be made ahead, on any thread. Where it is dropped instead, the outbox makes one itself when it must.
+pub struct Preparation<D: Disk> {
+    disk: D,
+    dir: PathBuf,
+    size: u64,
+    made: mpsc::Sender<io::Result<Segment>>,
+}
+
+impl<D: Disk> Preparation<D> {
+    /// Makes it. An error is not told: the outbox will meet it again, unless it has gone by then.
+    pub fn make(self) {
+        let made = segment::create(&self.disk, &self.dir, self.size);
+        let _ = self.made.send(made.map(|(segment, _)| segment));
+    }
+}
+
+/// Whether the segment behind the active one is being made ahead; asked for once for each active one.
+#[derive(Default)]
+pub(super) enum Ahead {
+    #[default]
+    Unasked,
+    Asked(mpsc::Receiver<io::Result<Segment>>),
+}
+
 impl<D: Disk> Outbox<D> {
+    /// What should be made now, so that the next segment is there when the active one is full. Until it is made, or
+    /// dropped, whoever needs that segment waits for it.
+    pub fn preparation(&mut self) -> Option<Preparation<D>>
+    where
+        D: Clone,
+    {
+        let active = self.live.back().filter(|_| self.active.is_some())?;
+        let half = active.end >= active.size / 2;
+        let size = self.limits.segment_bytes;
+        let wanted = half && self.free.is_empty() && matches!(self.ahead, Ahead::Unasked);
+        if !wanted || self.used() + size > self.limits.max_bytes {
+            return None;
+        }
+        let (made, coming) = mpsc::channel();
+        self.ahead = Ahead::Asked(coming);
+        Some(Preparation { disk: self.disk.clone(), dir: self.dir.clone(), size, made })
+    }
+
+    /// Takes what was made ahead, and waits until it is.
+    pub(super) fn take_prepared(&mut self) {
+        if let Ahead::Asked(coming) = std::mem::take(&mut self.ahead)
+            && let Ok(Ok(segment)) = coming.recv()
+        {
+            self.free.push(segment);
+        }
+    }
+
     /// Releasing up to this number would empty the oldest segment.
     pub fn oldest_segment_end(&self) -> Option<u64> {
         self.live.front().and_then(Segment::last)
@@ -45,6 +100,7 @@ impl<D: Disk> Outbox<D> {
             last.into_iter().for_each(|last| self.shelve(last));
         }
         self.remove_dead();
+        self.take_prepared();
         let (segment, file) = match self.free.pop_if(|free| free.size >= bytes) {
             Some(segment) => self.reuse(segment)?,
             None => self.create_segment(self.limits.segment_for(bytes))?,

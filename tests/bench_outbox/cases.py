@@ -100,9 +100,15 @@ def bytes_online(stage):
 
 @case(place=places.Disk)
 def bytes_bulk(stage):
+    """Ours twice: its files are filled with zeros when they are made, once in their life; the second lap is every later one."""
     stage.offline()
     count = stage.of(100_000, 20_000) if stage.ours else 1000
     bytes_per_message(stage, "bytes-bulk", count=count, seconds=120)
+    if stage.ours:
+        stage.links_up()
+        stage.wait_arrived(count, PATIENCE)
+        stage.links_down()
+        bytes_per_message(stage, "bytes-again", count=count, first=1 + count, seconds=120)
 
 
 @case(place=places.Disk)

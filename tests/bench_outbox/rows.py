@@ -41,6 +41,7 @@ ROWS = {row.key: row for row in (
     Row("outage", "first message after an outage, from link-up", "ms", lambda r, facts: 3 * r + 200),
     Row("bytes-online", "bytes to the device per message of 200 bytes: QoS 1, the cloud answers", "B", plain(0)),
     Row("bytes-bulk", "the same: cloud away, 100 open", "B", plain(300)),
+    Row("bytes-again", "the same, in files that another outage left", "B", plain(300)),
     Row("bytes-lone", "the same: cloud away, one at a time", "B", plain(4500)),
     Row("bytes-commit", "the same: cloud away, one a second, 10 s commit", "B", plain(650)),
     Row("rate", "durable acknowledged messages a second, one client, 100 open, 200 bytes, cloud away", "/s", plain(50_000), least=True),

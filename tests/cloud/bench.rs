@@ -246,7 +246,7 @@ pub struct Told {
 
 impl Stack {
     pub fn put(&self, seq: u64, topic: &str, payload: &[u8], qos: u8) -> Seq {
-        self.put_with(seq, topic, payload, qos, 1_700_000_000_000, vec![])
+        self.put_with(seq, topic, payload, qos, 1_900_000_000_000, vec![])
     }
 
     pub fn put_with(

@@ -17,7 +17,7 @@ use switchback_control::{Event, Lane as Number, Seq, Unreleased};
 use super::age::{self, Look};
 use super::{Found, tell_damage};
 use crate::corridor::Body;
-use crate::outbox::{AppendError, Disk, Limits, Outbox};
+use crate::outbox::{AppendError, Disk, Limits, Outbox, Preparation};
 
 /// What was released must not come back for long after a crash: the cursor is written this soon, and sooner when
 /// nothing is left. While the cloud answers nothing is stored, so this costs nothing.
@@ -297,6 +297,14 @@ impl<D: Disk + Clone> Lane<D> {
             told.push(Event::Stored { through: self.lane_seq(through) });
         }
         Ok(())
+    }
+
+    /// As `Outbox::preparation`.
+    pub fn preparation(&mut self) -> Option<Preparation<D>> {
+        match &mut self.log {
+            Log::Open(outbox) => outbox.preparation(),
+            Log::Absent | Log::Unread { .. } => None,
+        }
     }
 
     /// Whether something waits that could be written.

@@ -17,8 +17,8 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::corridor::Body;
-use crate::outbox::Record;
 use crate::outbox::tests::simulated::Simulated;
+use crate::outbox::{Preparation, Record};
 
 const STATE: &str = "/state";
 /// 14 November 2026.
@@ -97,6 +97,7 @@ impl Turned {
     /// Does what is due at this moment; what the loop hears.
     fn turn(&mut self) -> Vec<Event> {
         self.worker.turn(self.now, self.wall);
+        self.worker.preparations().for_each(Preparation::make);
         std::mem::take(&mut self.worker.told)
     }
 

@@ -20,7 +20,7 @@ use super::pledges::{Kept, Pledges};
 use super::{Events, LaneFigures, StoreFigures, show};
 use crate::corridor::{Body, Corridor, Pledge, READ_MAX, StoreJob};
 use crate::io::clock;
-use crate::outbox::{Disk, MAX_RECORD};
+use crate::outbox::{Disk, MAX_RECORD, Preparation};
 
 /// How often a failing store is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -34,6 +34,8 @@ const TOGETHER_MAX: usize = 1024;
 /// them the first of a hundred would have one for itself, and a block of the card with it. Never longer than the second.
 const CLOSE: Duration = Duration::from_micros(100);
 const CLOSE_TOGETHER: Duration = Duration::from_millis(1);
+/// A few calls deep, with its buffer elsewhere.
+const PREPARING_STACK: usize = 128 * 1024;
 
 /// One lane of the configuration.
 pub(super) struct Place<D: Disk> {
@@ -122,9 +124,13 @@ impl<D: Disk + Clone> Worker<D> {
     }
 
     /// Works until `StoreJob::Finish`, or until nobody can ask any more.
-    pub fn run(mut self, jobs: &Receiver<StoreJob>, corridor: &Corridor, events: &Events) {
+    pub fn run(mut self, jobs: &Receiver<StoreJob>, corridor: &Corridor, events: &Events)
+    where
+        D: Send + 'static,
+    {
         while !self.finishing {
             self.tell(corridor, events);
+            self.preparations().for_each(prepare);
             self.gather(jobs);
             self.turn(Instant::now(), clock::least_wall());
         }
@@ -151,6 +157,11 @@ impl<D: Disk + Clone> Worker<D> {
             // The loop is gone: the daemon is ending, and nobody needs to know.
             let _ = events.blocking_send(event);
         }
+    }
+
+    /// Files that somebody else should make meanwhile.
+    pub fn preparations(&mut self) -> impl Iterator<Item = Preparation<D>> {
+        self.places.iter_mut().filter_map(|place| place.lane.as_mut()?.preparation())
     }
 
     /// Waits for a job, or until something is due, and takes all that wait with it.
@@ -362,6 +373,15 @@ impl<D: Disk + Clone> Worker<D> {
 
     fn lane(&mut self, seq: Seq) -> Option<&mut Lane<D>> {
         self.places.get_mut(usize::from(seq.lane().0))?.lane.as_mut()
+    }
+}
+
+/// Makes a file on a thread of its own, which ends with it: once for some thousand messages, while the logs fill for the
+/// first time. Without a thread the store makes it when it must.
+fn prepare<D: Disk + Send + 'static>(preparation: Preparation<D>) {
+    let thread = std::thread::Builder::new().name("segment".into()).stack_size(PREPARING_STACK);
+    if let Err(error) = thread.spawn(move || preparation.make()) {
+        log::debug!("outbox: no thread for the next segment: {error}");
     }
 }
 

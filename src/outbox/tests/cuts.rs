@@ -39,6 +39,7 @@ fn story(disk: &Simulated, seed: u64, records: u64) -> Vec<Known> {
             8 => {
                 known.released = known.appended.min(known.released + random.below(9));
                 outbox.release(Seq(known.released));
+                outbox.preparation().into_iter().for_each(Preparation::make);
             }
             _ if random.below(8) == 0 => {
                 outbox.close().unwrap();

@@ -16,14 +16,29 @@ fn reopen(disk: &Simulated) -> (Outbox<Simulated>, Recovered) {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Append { gap: u64, size: usize },
+    Append {
+        gap: u64,
+        size: usize,
+    },
     Sync,
-    Release { part: u8 },
-    Read { part: u8 },
+    /// Somebody makes the next segment ahead, or does not come to it.
+    Prepare {
+        made: bool,
+    },
+    Release {
+        part: u8,
+    },
+    Read {
+        part: u8,
+    },
     Close,
     Kill,
-    Cut { seed: u64 },
-    Fail { calls: u64 },
+    Cut {
+        seed: u64,
+    },
+    Fail {
+        calls: u64,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -31,6 +46,7 @@ fn step() -> impl Strategy<Value = Step> {
         12 => (prop_oneof![5 => Just(1), 1 => 2..1000u64], prop_oneof![15 => 0..600usize, 1 => 3900..6800usize])
             .prop_map(|(gap, size)| Step::Append { gap, size }),
         4 => Just(Step::Sync),
+        2 => any::<bool>().prop_map(|made| Step::Prepare { made }),
         2 => any::<u8>().prop_map(|part| Step::Release { part }),
         3 => any::<u8>().prop_map(|part| Step::Read { part }),
         1 => Just(Step::Close),
@@ -99,6 +115,7 @@ fn run(salts: u64, steps: Vec<Step>) {
                     (model.synced, model.forgotten) = (model.highest, model.released);
                 }
             }
+            Step::Prepare { made } => outbox.preparation().filter(|_| made).into_iter().for_each(Preparation::make),
             Step::Release { part } => {
                 model.released = model.place(part);
                 outbox.release(Seq(model.released));

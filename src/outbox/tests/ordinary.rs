@@ -123,6 +123,33 @@ fn a_record_larger_than_a_segment_gets_one_that_fits_and_gives_the_room_back() {
 }
 
 #[test]
+fn a_segment_made_ahead_is_waited_for_and_one_given_up_is_made_when_needed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut outbox, _) = open(dir.path(), Limits { max_bytes: 3 * 4096, ..SMALL });
+    let files = || std::fs::read_dir(dir.path()).unwrap().flatten().map(|entry| entry.file_name());
+    let segments = || files().filter(|name| name.to_str().unwrap().contains("segment-")).count();
+    outbox.append(&sized(1, 1000)).unwrap();
+    outbox.sync().unwrap();
+    assert!(outbox.preparation().is_none(), "long before the first is full");
+    outbox.append(&sized(2, 1500)).unwrap();
+    outbox.sync().unwrap();
+    let preparation = outbox.preparation().unwrap();
+    assert!(outbox.preparation().is_none(), "asked once");
+    let maker = std::thread::spawn(|| {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        preparation.make();
+    });
+    outbox.append(&sized(3, 2500)).unwrap();
+    assert_eq!(segments(), 2);
+    maker.join().unwrap();
+    outbox.sync().unwrap();
+    drop(outbox.preparation().unwrap());
+    outbox.append(&sized(4, 2500)).unwrap();
+    outbox.sync().unwrap();
+    assert_eq!((segments(), outbox.preparation().is_none()), (3, true), "there is no room for a fourth");
+}
+
+#[test]
 fn a_lane_s_numbers_are_kept_and_its_lane_comes_back_with_the_question() {
     use switchback_control::Lane;
     let disk = Simulated::default();
