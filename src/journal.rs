@@ -325,11 +325,11 @@ fn warn(notice: Notice) -> (Level, String) {
         (Level::Warn, sentence)
     };
     match notice {
-        Notice::Lost { reason } => lost("connection lost", reason),
+        Notice::Lost { reason } => lost("no connection", reason),
         Notice::Outage { reason } => lost("outage", reason),
         Notice::Restored => {
-            log::info!("connection restored");
-            (Level::Info, "connection restored".into())
+            log::info!("connection is up");
+            (Level::Info, "connection is up".into())
         }
     }
 }
