@@ -28,6 +28,8 @@ const NAME: &str = "# switchback last-good ";
 const NO_SERVERS: &str = "\nservers = []\n";
 /// Bytes of each queue in a crash loop's safe mode.
 const BARE_BYTES: u64 = 1 << 20;
+/// A file in which nobody stands.
+const NOBODY: &str = "/dev/null";
 /// Mistakes told to scripts: whoever made more corrects these first.
 const ERRORS_MAX: usize = 16;
 /// Keys named in the sentence of a reload.
@@ -97,7 +99,10 @@ pub fn choose(path: &Path, state_dir: &Path, crash_loop: bool) -> Chosen {
             Some(_) | None => (written, warnings, Running::AsWritten, Vec::new()),
         },
         Err(errors) => {
-            let (config, running) = in_place_of(path, &last_good);
+            let (mut config, running) = in_place_of(path, &last_good);
+            if running == Running::Salvaged {
+                shut(&mut config, &errors);
+            }
             (config, Vec::new(), running, errors)
         }
     };
@@ -133,6 +138,22 @@ fn in_place_of(path: &Path, last_good: &Path) -> (Config, Running) {
         }
     }
     (salvaged, Running::Salvaged)
+}
+
+/// A mistake must open nothing: where it may have been what keeps strangers out, nobody comes in, and where it was whom we trust,
+/// nobody is trusted.
+fn shut(config: &mut Config, errors: &[ConfigError]) {
+    let about = |keys: &[&str]| {
+        errors.iter().filter(|error| !error.is_nothing_yet()).any(|error| {
+            error.key.is_empty() || keys.iter().any(|key| error.key == *key || error.nearest.as_deref() == Some(key))
+        })
+    };
+    if about(&["local", "local.password_file", "local.acl_file"]) {
+        config.local.password_file.get_or_insert_with(|| NOBODY.into());
+    }
+    if about(&["cloud.ca_file"]) {
+        config.cloud.ca_file.get_or_insert_with(|| NOBODY.into());
+    }
 }
 
 fn read_last_good(path: &Path) -> Option<Config> {
@@ -372,6 +393,24 @@ mod tests {
         }
         fs::remove_file(place.path()).unwrap();
         assert_eq!(place.choose(false).standing.running, Running::LastGood, "and of what is missing");
+    }
+
+    #[test]
+    fn a_mistake_opens_nothing() {
+        let users = "[local]\npassword_file = \"/nowhere/users\"\n";
+        let chosen = Place::new(&format!("{GOOD}{users}")).choose(false);
+        assert_eq!(chosen.config.local.password_file, Some("/nowhere/users".into()));
+        for typo in ["[local]\npasword_file = \"/x\"\n", "[local]\nacl_file = 5\n"] {
+            let chosen = Place::new(&format!("{GOOD}{typo}")).choose(false);
+            assert_eq!(chosen.config.local.password_file, Some(NOBODY.into()), "{typo}");
+        }
+        let chosen = Place::new(&format!("{GOOD}ca_fil = \"/x\"\n")).choose(false);
+        assert_eq!((chosen.config.cloud.ca_file, chosen.config.local.password_file), (Some(NOBODY.into()), None));
+        let place = Place::new(GOOD);
+        fs::create_dir(place.0.path().join("conf.d")).unwrap();
+        fs::write(place.0.path().join("conf.d/local.toml"), "[local\n").unwrap();
+        assert_eq!(place.choose(false).config.local.password_file, Some(NOBODY.into()));
+        assert_eq!(Place::new("").choose(false).config.local.password_file, None);
     }
 
     #[test]

@@ -426,7 +426,6 @@ impl Reader {
         match fs::File::open(path).and_then(|file| file.metadata()) {
             Ok(meta) if !meta.is_file() => {
                 self.wrong(&seen.at, &seen.path, format!("{} is not a file", seen.value));
-                return None;
             }
             Ok(meta) => {
                 if secret && meta.permissions().mode() & 0o004 != 0 {
@@ -443,11 +442,9 @@ impl Reader {
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 self.wrong(&seen.at, &seen.path, format!("there is no file {}", seen.value));
-                return None;
             }
             Err(error) => {
                 self.wrong(&seen.at, &seen.path, format!("{} cannot be read: {error}", seen.value));
-                return None;
             }
         }
         Some(Seen { value: path.to_path_buf(), at: seen.at, path: seen.path })
