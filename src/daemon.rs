@@ -139,11 +139,7 @@ impl Daemon {
                 Woken::Call(call) => running = self.answer(call).await,
                 Woken::Heartbeat => {
                     systemd::feed();
-                    self.journal.count(
-                        &self.black_box,
-                        &self.control,
-                        &self.picture.classes(&self.control, &self.hands),
-                    );
+                    self.count(false);
                     self.offer_lines();
                     self.compare_now_and_then(&mut compared);
                     running = self.look_at_clock(false, &mut keep_at).await;
@@ -161,8 +157,15 @@ impl Daemon {
             Ended::Stopped => systemd::stopping(),
             Ended::Renewed => systemd::reloading(),
         }
+        self.count(ended == Ended::Stopped);
         self.black_box.close();
         Ok(ended)
+    }
+
+    /// Writes down what became of messages.
+    fn count(&mut self, end: bool) {
+        let classes = self.picture.classes(&self.control, &self.hands);
+        self.journal.count(&self.black_box, &self.control, &classes, end);
     }
 
     /// Facts before deadlines: what came in while we were busy may be the answer that a deadline waits for.

@@ -81,8 +81,8 @@ impl Journal {
         }
     }
 
-    /// Writes down what became of messages since it was last told, once a minute at most.
-    pub fn count(&mut self, to: &BlackBox, control: &Control, classes: &[ClassFigures]) {
+    /// Writes down what became of messages since it was last told: once a minute at most, and at the `end`.
+    pub fn count(&mut self, to: &BlackBox, control: &Control, classes: &[ClassFigures], end: bool) {
         let summary = control.summary();
         let around = Circumstances {
             now: clock::now(),
@@ -91,7 +91,8 @@ impl Journal {
             reason: summary.outage.filter(|outage| outage.ended.is_none()).map(|outage| outage.last_reason.as_str()),
             own_lines: self.lines.offered(),
         };
-        for said in self.losses.look(classes, around) {
+        let look = if end { Losses::last_words } else { Losses::look };
+        for said in look(&mut self.losses, classes, around) {
             to.note(Kind::Note, &said.text);
             log::log!(said.level, "{}", said.text);
             if !said.local {

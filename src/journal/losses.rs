@@ -71,6 +71,18 @@ impl Losses {
         said
     }
 
+    /// What is to be told at the end, whenever it was told last.
+    pub fn last_words(&mut self, classes: &[ClassFigures], around: Circumstances<'_>) -> Vec<Said> {
+        self.told_at = None;
+        let mut said = self.given_up(classes, around);
+        for class in classes.iter().filter(|class| class.memory && class.messages > 0) {
+            let text =
+                format!("class {}: {} end here, for they are in memory only", class.class, messages(class.messages));
+            said.push(Said { level: Level::Warn, text, local: true });
+        }
+        said
+    }
+
     fn given_up(&mut self, classes: &[ClassFigures], around: Circumstances<'_>) -> Vec<Said> {
         if self.told_at.is_some_and(|at| around.now.since(at) < MINUTE) {
             return Vec::new();
@@ -190,6 +202,16 @@ mod tests {
         losses.operator_drops();
         let told = texts(losses.look(&[class("bulk", 2002, 4)], at(505, true)));
         assert_eq!(told, ["class bulk: 1 message dropped in the last minute (by an operator)"]);
+    }
+
+    #[test]
+    fn the_end_leaves_nothing_untold() {
+        let mut losses = Losses::default();
+        losses.look(&[class("bulk", 1, 0)], at(5, true));
+        let low = ClassFigures { messages: 10, memory: true, ..class("low", 0, 0) };
+        let told = texts(losses.last_words(&[class("bulk", 11, 0), low], at(6, true)));
+        let dropped = "class bulk: 10 messages dropped in the last minute (full: 64MiB)";
+        assert_eq!(told, [dropped, "class low: 10 messages end here, for they are in memory only"]);
     }
 
     #[test]
