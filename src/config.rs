@@ -13,6 +13,7 @@ mod lanes;
 mod local;
 mod nearest;
 mod reader;
+mod rules;
 mod schema;
 mod show;
 mod text;

@@ -46,6 +46,25 @@ pub fn matches(filter: &str, topic: &str) -> bool {
     topic.next().is_none()
 }
 
+/// Whether `wide` matches every topic that `narrow` matches. It may say no where the one does and only a filter that nobody
+/// writes, such as `+/#`, is the reason.
+pub fn covers(wide: &str, narrow: &str) -> bool {
+    if narrow.starts_with('$') && wide.starts_with(['+', '#']) {
+        return false;
+    }
+    let mut narrow = narrow.split('/');
+    for level in wide.split('/') {
+        match (level, narrow.next()) {
+            ("#", _) => return true,
+            (_, Some("#") | None) => return false,
+            ("+", Some(_)) => {}
+            (level, Some(found)) if level == found => {}
+            (_, Some(_)) => return false,
+        }
+    }
+    narrow.next().is_none()
+}
+
 /// What the trailing `#` of `filter` stands for in `topic`, which it matches; empty where there is no `#`.
 pub fn rest<'t>(filter: &str, topic: &'t str) -> &'t str {
     if filter != "#" && !filter.ends_with("/#") {
@@ -145,6 +164,19 @@ mod tests {
     }
 
     #[test]
+    fn a_filter_covers_what_lies_in_it() {
+        for (wide, narrow) in
+            [("#", "a/#"), ("a/#", "a"), ("a/+", "a/b"), ("a/+/c", "a/+/c"), ("+/#", "a/b"), ("a", "a")]
+        {
+            assert!(covers(wide, narrow), "{wide} {narrow}");
+        }
+        for (wide, narrow) in [("a/#", "#"), ("a/b", "a/+"), ("a/+", "a/#"), ("a", "a/b"), ("a/b", "a"), ("#", "$x/#")]
+        {
+            assert!(!covers(wide, narrow), "{wide} {narrow}");
+        }
+    }
+
+    #[test]
     fn wildcards_stand_alone_and_the_hash_stands_last() {
         for filter in ["#", "+", "a/#", "+/a/+", "/", "a//b", "a/+/#"] {
             assert!(valid_filter(filter), "{filter}");
@@ -193,6 +225,18 @@ mod tests {
                 prop_assert!(valid_filter(&filter));
                 prop_assert!(matches(&filter, &topic));
                 prop_assert_eq!(rest(&filter, &topic), levels[count..].join("/"));
+            }
+        }
+
+        #[test]
+        fn what_covers_a_filter_matches_all_that_it_matches(
+            wide in "[ab+]{1}(/[ab+]{1}){0,2}(/#)?",
+            narrow in "[ab+]{1}(/[ab+]{1}){0,2}(/#)?",
+            topic in "[ab]{1}(/[ab]{1}){0,3}"
+        ) {
+            prop_assert!(covers(&narrow, &narrow) && covers("#", &narrow));
+            if covers(&wide, &narrow) && matches(&narrow, &topic) {
+                prop_assert!(matches(&wide, &topic), "{} {} {}", wide, narrow, topic);
             }
         }
 

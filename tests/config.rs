@@ -326,6 +326,17 @@ fn dangerous_values_are_warned_about() {
         ("[failover]\norder = [\"wfi\"]", "did you mean \"wifi\"?"),
         ("[uplink.ethernt]\nmetered = true", "did you mean \"ethernet\"?"),
         ("[outbox]\ncommit_interval = \"5s\"", "no effect without outbox.durability"),
+        ("[class.bulk]\nuplinks = [\"wfi\", \"eth0\"]", "did you mean \"wifi\"?"),
+        ("[[publish]]\ntopic = \"a\"\nuplinks = [\"cel\"]", "did you mean \"cell\"?"),
+        (
+            "[[publish]]\ntopic = \"#\"\n[[publish]]\ntopic = \"alarm/#\"\nclass = \"critical\"",
+            ":5: \"publish.topic\": \"alarm/#\" is never reached: the first match wins, and \"#\" in line 3 matches all of it",
+        ),
+        ("[[subscribe]]\ntopic = \"#\"", "all that goes up as \"#\""),
+        (
+            "[[publish]]\ntopic = \"t/+\"\nto = \"gw/{client_id}/{topic}\"\n[[subscribe]]\ntopic = \"gw/+/#\"",
+            ":6: \"subscribe.topic\": \"gw/+/#\" matches all that goes up as \"gw/gw7/t/+\"",
+        ),
         ("[class.critical]\ndurability = \"memory\"", "loses what is critical"),
         ("[class.bulk]\nmax_age = \"10s\"", "less than outages typically last"),
         ("[[publish]]\ntopic = \"a\"\nmax_age = \"10s\"", "less than outages typically last"),
@@ -344,6 +355,27 @@ fn dangerous_values_are_warned_about() {
     }
     let (_, warnings) = Place::new("[cloud]\nservers = [\"mqtt://broker.example.com\"]").load().unwrap();
     assert!(warnings[0].contains("sends all messages unencrypted"), "{warnings:?}");
+}
+
+#[test]
+fn rules_that_only_overlap_are_nobody_s_business() {
+    let text = "[[publish]]\ntopic = \"alarm/#\"\n[[publish]]\ntopic = \"+/x\"\n[[publish]]\ntopic = \"#\"\n\
+                to = \"gw/{client_id}/{topic}\"\n[[subscribe]]\ntopic = \"gw/{client_id}/cmd/#\"\nto = \"cmd/{rest}\"\n";
+    assert_eq!(good(text).1, [""; 0]);
+}
+
+#[test]
+fn the_examples_of_the_readme_pass_without_a_word() {
+    let readme = include_str!("../README.md");
+    let blocks = readme.split("```toml\n").skip(1).filter_map(|text| text.split("```").next());
+    let place = Place::new("");
+    let mut text: String = blocks.collect();
+    assert!(text.contains("[cloud]") && text.contains("[[publish]]"), "{text}");
+    for name in ["ca.pem", "password"] {
+        text = text.replace(&format!("/etc/switchback/{name}"), &place.write(name, "x"));
+    }
+    place.write("switchback.toml", &text);
+    assert_eq!(place.load().map(|(_, warnings)| warnings), Ok(vec![]));
 }
 
 #[test]

@@ -7,13 +7,14 @@ use std::path::PathBuf;
 
 use switchback_control::{Failback, Mode, Selector, Settings, Start};
 
-use super::lanes::{Lanes, max_age};
+use super::lanes::Lanes;
 use super::local::listeners;
 use super::reader::{Reader, Section, Seen};
+use super::rules::rules;
 use super::text;
 use super::tree::{At, Table};
 use super::uplinks::{class_in_disguise, uplinks};
-use super::{Cloud, CloudLog, Config, Host, PublishRule, SERVERS_EXAMPLE, Server, SubscribeRule};
+use super::{Cloud, CloudLog, Config, Host, SERVERS_EXAMPLE, Server};
 
 /// Most servers: the heart counts them in a byte, and nobody walks more.
 const SERVERS_MAX: usize = 16;
@@ -32,17 +33,10 @@ pub fn check(tree: &Table, at: At, host: &Host) -> (Config, Reader) {
     outbox(&mut reader, &top, &mut config);
     let mut lanes = Lanes::read(&mut reader, &top);
     let names: Vec<(&str, &str)> = names.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let rules = top.sections("publish");
-    config.publish = rules.iter().filter_map(|rule| publish(&mut reader, rule, &names, &mut lanes)).collect();
-    if config.publish.is_empty() && !rules.is_empty() {
-        // No rule at all would send everything up; safe mode must not do that because the only rule was mistyped.
-        config.publish.push(PublishRule { topic: "$nothing".into(), ..PublishRule::default() });
-    }
+    (config.publish, config.subscribe) = rules(&mut reader, &top, &names, &mut lanes);
     let outbox = top.section("outbox", "outbox");
     let laid = lanes.lay(&mut reader, &outbox.at, config.outbox.max_size);
     (config.message_classes, config.settings.lanes, config.lanes) = (laid.classes, laid.rules, laid.lanes);
-    config.subscribe =
-        top.sections("subscribe").iter().filter_map(|rule| subscribe(&mut reader, rule, &names)).collect();
     listeners(&mut reader, &top, &mut config);
     config.hash = digest(&super::show::show(&config));
     // A class's mistake is seen again in every uplink that is laid over it.
@@ -295,73 +289,6 @@ fn outbox(reader: &mut Reader, top: &Section<'_>, config: &mut Config) {
     if let Some(seen) = reader.integer(section, "window") {
         config.settings.window = u16::try_from(seen.value).unwrap_or(config.settings.window);
     }
-}
-
-fn quality(reader: &mut Reader, section: &Section<'_>) -> u8 {
-    reader.integer(section, "qos").and_then(|seen| u8::try_from(seen.value).ok()).unwrap_or(1)
-}
-
-fn needed_topic(reader: &mut Reader, section: &Section<'_>) -> Option<Seen<String>> {
-    if !section.names().contains(&"topic") {
-        let message = format!("is missing; each [[{}]] needs one, as in topic = \"a/#\"", section.shown);
-        reader.wrong(&section.at, &format!("{}.topic", section.shown), message);
-    }
-    reader.text(section, "topic")
-}
-
-fn publish(
-    reader: &mut Reader,
-    section: &Section<'_>,
-    names: &[(&str, &str)],
-    lanes: &mut Lanes,
-) -> Option<PublishRule> {
-    let lane = lanes.of_rule(reader, section);
-    let max_age = max_age(reader, section);
-    let qos = quality(reader, section);
-    if let Some(lane) = lane {
-        lanes.warn_of_memory(reader, &section.at, lane, qos);
-    }
-    let online_only = reader.word(section, "offline", &[]).is_some_and(|seen| seen.value == "refuse");
-    let await_cloud = reader.word(section, "answer", &[]).is_some_and(|seen| seen.value == "cloud");
-    let to = reader.text(section, "to");
-    let to = match to {
-        None => Some("{topic}".to_string()),
-        Some(seen) => {
-            let to = text::expand(&seen.value, names, &["topic"]);
-            let to = to.and_then(|to| text::topic(&to).map(|()| to));
-            reader.checked(&seen.at, &seen.path, to)
-        }
-    };
-    let topic = needed_topic(reader, section)?;
-    let checked = if topic.value.starts_with('$') {
-        Err("topics that begin with \"$\" never go up".to_string())
-    } else {
-        text::filter(&topic.value)
-    };
-    reader.checked(&topic.at, &topic.path, checked)?;
-    Some(PublishRule { topic: topic.value, qos, to: to?, lane: lane?, max_age, online_only, await_cloud })
-}
-
-fn subscribe(reader: &mut Reader, section: &Section<'_>, names: &[(&str, &str)]) -> Option<SubscribeRule> {
-    let qos = quality(reader, section);
-    let to = reader.text(section, "to");
-    let topic = needed_topic(reader, section)?;
-    let filter = text::expand(&topic.value, names, &[]).and_then(|filter| text::filter(&filter).map(|()| filter));
-    let filter = reader.checked(&topic.at, &topic.path, filter)?;
-    let to = match to {
-        None => "{topic}".to_string(),
-        Some(seen) if seen.value.contains("{rest}") && !filter.ends_with('#') => {
-            let message = "{rest} is what the \"#\" at the end of the topic stands for, and there is none".into();
-            reader.wrong(&seen.at, &seen.path, message);
-            return None;
-        }
-        Some(seen) => {
-            let to = text::expand(&seen.value, names, &["rest", "topic"]);
-            let to = to.and_then(|to| text::topic(&to).map(|()| to));
-            reader.checked(&seen.at, &seen.path, to)?
-        }
-    };
-    Some(SubscribeRule { topic: filter, to, qos })
 }
 
 /// FNV-1a, 64 bits: short, and the same in every version of the compiler.

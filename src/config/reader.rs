@@ -17,6 +17,7 @@ use switchback_control::{Carriers, Selector};
 use super::schema::{self, Key, Kind};
 use super::text;
 use super::tree::{At, Node, Table, Value};
+use super::uplinks::class_in_disguise;
 use super::{ConfigError, Warning};
 
 /// Most items in any list: servers, patterns, failover order, rules.
@@ -392,7 +393,11 @@ impl Reader {
         let mut selectors = Vec::new();
         for seen in list.value {
             let not = |_| format!("\"{}\" is no class (ethernet, wifi, cell) and no interface name", seen.value);
-            selectors.push(self.checked(&seen.at, &seen.path, seen.value.parse::<Selector>().map_err(not))?);
+            let selector = self.checked(&seen.at, &seen.path, seen.value.parse::<Selector>().map_err(not))?;
+            if let Selector::Name(name) = selector {
+                class_in_disguise(self, &seen.at, &seen.path, name);
+            }
+            selectors.push(selector);
         }
         selectors.sort_unstable();
         selectors.dedup();
