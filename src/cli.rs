@@ -303,6 +303,9 @@ fn publish(arguments: &Arguments, output: &mut Output<'_>) -> Result<u8, Problem
     };
     let document = ask(arguments, "publish", options, arguments.limit(PUBLISH_TIMEOUT)?)?;
     output.answer(&document, render::publish)?;
+    if let Some(why) = render::unpublished(&document).filter(|_| !output.json) {
+        let _ = writeln!(io::stderr(), "switchback: {why}");
+    }
     Ok(if document["result"] == "accepted" { 0 } else { 1 })
 }
 

@@ -13,15 +13,15 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use outbox::dropped;
-use publish::publish;
+use publish::{last_stage, publish};
 use serde_json::{Map, Value};
 use switchback_control::{Command, Control, Event, Name, Order, Outcome, Reason, Request, Status};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::api::{
-    Call, Failure, PublishStage, Reply, Since, Verb, classes, explain_document, failback_document, failover_document,
-    in_words, left_in_words, live_lanes, result_document,
+    Call, Failure, Reply, Since, Verb, classes, explain_document, failback_document, failover_document, in_words,
+    left_in_words, live_lanes, result_document,
 };
 use crate::config::Config;
 use crate::corridor::{Corridor, Draft};
@@ -171,13 +171,9 @@ impl Desk {
                 return Some(Event::Asked(Command::Flush { request, limit: timeout }));
             }
             Verb::Publish { topic, payload, class, qos, retain, wait, timeout } => {
-                let draft = self.draft(topic, payload, class, retain).map(|(draft, await_cloud)| {
+                let draft = self.draft(topic, payload, class, retain).and_then(|(draft, await_cloud)| {
                     let qos = qos.unwrap_or(draft.qos);
-                    let wait = match wait {
-                        PublishStage::Stored if await_cloud => PublishStage::Acked,
-                        wait => wait,
-                    };
-                    (Draft { qos, ..draft }, wait)
+                    Ok((Draft { qos, ..draft }, last_stage(wait, qos, await_cloud)?))
                 });
                 match draft {
                     Ok((draft, wait)) => publish(&self.corridor, reply, draft, wait, timeout),

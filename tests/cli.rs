@@ -241,8 +241,16 @@ fn publish_exits_by_its_result() {
     let result = |result, stage| daemon(&[good(json!({"result": result, "stage": stage}))]);
     let (code, out, _) = result("accepted", json!("stored")).run(&["publish", "a", "b"]);
     assert_eq!((code, out.as_str()), (0, "stored\n"));
-    let (code, out, _) = result("time-limit", json!("stored")).run(&["publish", "a", "b", "--wait", "acked"]);
+    let (code, out, why) = result("time-limit", json!("stored")).run(&["publish", "a", "b", "--wait", "acked"]);
     assert_eq!((code, out.as_str()), (1, "time-limit (came as far as stored)\n"));
+    assert!(why.contains("goes up when it can"), "{why}");
+    for (word, hint) in
+        [("would-block", "class is full"), ("not-connected", "and there is none"), ("lost", "not arrive")]
+    {
+        let (code, out, why) = result(word, json!(null)).run(&["publish", "a", "b"]);
+        assert_eq!((code, out), (1, format!("{word}\n")));
+        assert!(why.starts_with("switchback: ") && why.contains(hint), "{why}");
+    }
     let (code, out, _) = result("would-block", json!(null)).run(&["publish", "a", "b", "--json"]);
     let out: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, out), (1, json!({"result": "would-block", "stage": null})));

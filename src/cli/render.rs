@@ -319,9 +319,20 @@ pub fn publish(document: &Value) -> String {
     let (result, stage) = (plain(&document["result"]), plain(&document["stage"]));
     match (result.as_str(), stage.as_str()) {
         ("accepted", _) => format!("{stage}\n"),
-        ("would-block", _) => "would-block: its class is full, or the disk fails; see switchback status\n".to_string(),
         (_, "-") => format!("{result}\n"),
         _ => format!("{result} (came as far as {stage})\n"),
+    }
+}
+
+/// Why `publish` did not come as far as was asked; nothing where it did.
+pub fn unpublished(document: &Value) -> Option<&'static str> {
+    match (document["result"].as_str()?, document["stage"].as_str()) {
+        ("would-block", _) => Some("not taken: its class is full, or the disk fails; see switchback status"),
+        ("not-connected", _) => Some("not taken: its rule wants a session (offline = \"refuse\"), and there is none"),
+        ("time-limit", None) => Some("not kept within the time given (--timeout); it may be yet, and goes up then"),
+        ("time-limit", Some(_)) => Some("kept, and goes up when it can; the time given was over first (--timeout)"),
+        ("lost", _) => Some("it will not arrive: dropped, too old, refused by the server, or the daemon ended"),
+        _ => None,
     }
 }
 

@@ -64,6 +64,19 @@ impl Desk {
     }
 }
 
+/// How far it has to come: what was asked for, or what its rule says where nothing was. Of QoS 0 the cloud says nothing.
+pub(super) fn last_stage(asked: PublishStage, qos: u8, await_cloud: bool) -> Result<PublishStage, Failure> {
+    match (asked, qos) {
+        (PublishStage::Acked, 0) => {
+            let message = "wait: nobody acknowledges a message of QoS 0; wait for \"sent\", or give it qos 1";
+            Err(Failure::usage(message))
+        }
+        (PublishStage::Stored, 0) if await_cloud => Ok(PublishStage::Sent),
+        (PublishStage::Stored, _) if await_cloud => Ok(PublishStage::Acked),
+        (asked, _) => Ok(asked),
+    }
+}
+
 /// Offers a message and answers when it has come as far as asked, or why not.
 pub(super) fn publish(corridor: &Corridor, reply: Asker, draft: Draft, wait: PublishStage, limit: Duration) {
     let corridor = corridor.clone();
@@ -133,4 +146,20 @@ enum Early {
     /// The last byte left; false when it never will.
     Left(bool),
     Told(Result<Result<Seq, Refusal>, oneshot::error::RecvError>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_told_of_an_acknowledgement_that_there_is_not() {
+        use PublishStage::{Acked, Sent, Stored};
+        let refused = last_stage(Acked, 0, false).unwrap_err();
+        assert_eq!((refused.code, refused.message.contains("QoS 0")), (2, true), "{refused:?}");
+        assert_eq!(last_stage(Stored, 0, true), Ok(Sent), "as far as such a message can be followed");
+        for (asked, await_cloud, last) in [(Stored, false, Stored), (Stored, true, Acked), (Sent, true, Sent)] {
+            assert_eq!(last_stage(asked, 1, await_cloud), Ok(last));
+        }
+    }
 }
