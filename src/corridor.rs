@@ -117,6 +117,8 @@ pub enum StoreJob {
     Release(Seq),
     /// These will never be sent: what of them is not written yet need not be.
     Discard(Seq, Seq),
+    /// Tell which messages of this lane are too old, in the whole of it.
+    FindExpired(Lane),
     /// Keep this message and why the server will never take it, beside the outbox. Without a body, that of the store.
     SetAside(Seq, Option<Body>, String),
     /// Tell all that were set aside.
@@ -323,6 +325,11 @@ impl Corridor {
             let _ = told.send(());
         }
         let _ = self.0.store.send(StoreJob::Release(through));
+    }
+
+    /// `Action::FindExpired`: tell which messages of this lane are too old.
+    pub fn find_expired(&self, lane: Lane) {
+        let _ = self.0.store.send(StoreJob::FindExpired(lane));
     }
 
     /// The last byte of this message was handed to the kernel.

@@ -299,6 +299,7 @@ impl Daemon {
             Action::Accept { ticket } => corridor.accept(ticket),
             Action::Refuse { ticket, refusal } => corridor.refuse(ticket, refusal.into()),
             Action::Discard { from, through } => corridor.discard(from, through),
+            Action::FindExpired { lane } => corridor.find_expired(lane),
             Action::Release { through } => corridor.release(through),
             Action::SetAside { seq } => corridor.set_aside(seq),
             Action::Answer { request, outcome } => self.desk.settle(request, outcome),

@@ -8,7 +8,7 @@ use core::time::Duration;
 
 use alloc::vec::Vec;
 
-use crate::event::{Attempt, Request, Seq, Ticket, Version};
+use crate::event::{Attempt, Lane, Request, Seq, Ticket, Version};
 use crate::name::{Name, Selector};
 use crate::reason::Reason;
 use crate::switch::Switch;
@@ -141,6 +141,10 @@ pub enum Action {
     Release {
         through: Seq,
     },
+    /// Tell which messages of this lane are too old, in the whole of it: it has as many as it may.
+    FindExpired {
+        lane: Lane,
+    },
     /// Put a message the server rejected aside, with its reason, and forget it.
     SetAside {
         seq: Seq,
@@ -179,7 +183,8 @@ impl Action {
             | Action::Accept { .. }
             | Action::Refuse { .. }
             | Action::Discard { .. }
-            | Action::Release { .. } => true,
+            | Action::Release { .. }
+            | Action::FindExpired { .. } => true,
             Action::Save(_)
             | Action::Activate { .. }
             | Action::Deactivate { .. }
@@ -259,6 +264,7 @@ impl fmt::Display for Action {
             Action::Discard { from, through } if from == through => write!(f, "discard {from}"),
             Action::Discard { from, through } => write!(f, "discard {from} to {through}"),
             Action::Release { through } => write!(f, "release {through}"),
+            Action::FindExpired { lane } => write!(f, "find expired lane {}", lane.0),
             Action::SetAside { seq } => write!(f, "set aside {seq}"),
             Action::Answer { request: _, outcome: Outcome::Done } => f.write_str("answer done"),
             Action::Answer { request: _, outcome: Outcome::Failed(reason) } => write!(f, "answer failed {reason}"),

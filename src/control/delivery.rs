@@ -39,6 +39,9 @@ const SLOW_KEPT: Duration = Duration::from_secs(5);
 /// what it has open would block it for a week (R-TX-1, R-TX-10).
 const KEPT_LIMIT: Duration = Duration::from_secs(30);
 
+/// The store is asked what of a lane is too old at most this often: a look costs it some milliseconds.
+const SEEK_EVERY: Duration = Duration::from_secs(1);
+
 /// Of so many messages sent while a higher lane has more, one comes from a lower lane: none is starved.
 const SHARE: u64 = 16;
 /// This part of the window, and of what may wait for "kept", is for the highest lanes alone: what others have there does
@@ -403,7 +406,21 @@ impl Delivery {
                 self.drop_waiting(turn, lane, through);
                 Ok(())
             }
-            Some(_) | None => Err(queue.no_room()),
+            Some(_) | None => {
+                let refusal = queue.no_room();
+                self.find_expired(turn, lane);
+                Err(refusal)
+            }
+        }
+    }
+
+    /// One was turned away: what nobody wants any more must not stand in the way of the next. Of what lives in memory the age
+    /// is looked at when it is sent.
+    fn find_expired(&mut self, turn: &mut Turn, lane: Lane) {
+        let Some(queue) = self.queue(lane).filter(|queue| !queue.in_memory()) else { return };
+        if queue.sought.is_none_or(|at| turn.now.since(at) >= SEEK_EVERY) {
+            queue.sought = Some(turn.now);
+            turn.ask(Action::FindExpired { lane });
         }
     }
 
@@ -618,6 +635,19 @@ mod tests {
         assert_eq!((kept(&mut delivery, 1_599), kept(&mut delivery, 1_600)), (false, true));
         offer(&mut delivery, 7_000);
         assert_eq!((kept(&mut delivery, 7_999), kept(&mut delivery, 8_000)), (false, true));
+    }
+
+    #[test]
+    fn a_lane_with_all_it_may_have_is_searched_for_what_is_too_old_once_a_second() {
+        let rules = LaneRules { max_messages: 2, ..LaneRules::default() };
+        let mut delivery = Delivery::restore(&[rules], &[Unreleased { runs: vec![1..=2], highest: 2 }]);
+        let mut offer =
+            |at: u64| turn(at, |t| delivery.step(t, &Event::Offered { ticket: Ticket(at), parcel: parcel(1) }));
+        let refused = |at| Action::Refuse { ticket: Ticket(at), refusal: Refusal::Full };
+        let search = Action::FindExpired { lane: Lane(0) };
+        assert_eq!(offer(5_000), [search.clone(), refused(5_000)]);
+        assert_eq!(offer(5_999), [refused(5_999)]);
+        assert_eq!(offer(6_000), [search, refused(6_000)]);
     }
 
     #[test]

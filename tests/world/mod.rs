@@ -522,6 +522,7 @@ impl World {
             }
             Action::Admit { .. }
             | Action::Accept { .. }
+            | Action::FindExpired { .. }
             | Action::Refuse { .. }
             | Action::SetAside { .. }
             | Action::Answer { .. }

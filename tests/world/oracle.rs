@@ -569,6 +569,7 @@ impl World {
             | Action::Refuse { .. }
             | Action::Discard { .. }
             | Action::Release { .. }
+            | Action::FindExpired { .. }
             | Action::SetAside { .. } => self.judge_message(event, action, actions),
             Action::Exit => None,
         }

@@ -34,6 +34,8 @@ pub struct Queue {
     pub carried: bool,
     /// The store said that it has reached its size; up to here lies what would make room.
     pub full: Option<u64>,
+    /// When the store was last asked for what is too old here.
+    pub sought: Option<Instant>,
     next: u64,
     /// Lower numbers than this were never seen here.
     base: u64,
@@ -70,6 +72,7 @@ impl Queue {
             rules,
             carried: true,
             full: None,
+            sought: None,
             next: last + 1,
             base,
             sent_through: last,

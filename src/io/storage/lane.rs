@@ -266,7 +266,12 @@ impl<D: Disk + Clone> Lane<D> {
         }
     }
 
-    /// Tells which of the oldest messages are too old; whether there may be more.
+    /// From now on every look goes on soon, until everything was looked at.
+    pub fn look_through(&mut self) {
+        self.look.look_through();
+    }
+
+    /// Tells which messages are too old, as far as one look sees; whether the next is due soon.
     pub fn expire(&mut self, wall: u64, told: &mut Vec<Event>) -> bool {
         let Log::Open(outbox) = &mut self.log else { return false };
         let (runs, more) = age::look(outbox, &mut self.look, wall);

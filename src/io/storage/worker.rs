@@ -26,7 +26,7 @@ use crate::outbox::{Disk, MAX_RECORD, Preparation};
 const RETRY: Duration = Duration::from_secs(1);
 /// Where trying takes long, because a large log is read, it is tried so much less often.
 const RETRY_SHARE: u32 = 30;
-/// How often the ages of the oldest messages are looked at.
+/// How often ages are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// Jobs that share one sync, at most, so that the first of them does not wait for ever.
 const TOGETHER_MAX: usize = 1024;
@@ -211,6 +211,12 @@ impl<D: Disk + Clone> Worker<D> {
                     lane.discard(from.number(), through.number());
                 }
             }
+            StoreJob::FindExpired(lane) => {
+                if let Some(lane) = self.lane(Seq::new(lane, 0)) {
+                    lane.look_through();
+                    self.look_at = Some(now);
+                }
+            }
             StoreJob::Release(through) => {
                 if let Some(lane) = self.lane(through) {
                     lane.release(through.number(), now);
@@ -341,7 +347,7 @@ impl<D: Disk + Clone> Worker<D> {
         self.failing = Some(Failing { full, try_at: now + RETRY.max(took * RETRY_SHARE) });
     }
 
-    /// Looks once a minute, while anything is stored, what of the oldest is too old.
+    /// Looks once a minute, while anything is stored, what is too old, and in a full lane until all was looked at.
     fn look(&mut self, now: Instant, wall: u64) {
         let stored = self.lanes().any(|lane| lane.messages() > 0);
         let look_at = *self.look_at.get_or_insert(now + LOOK_EVERY);

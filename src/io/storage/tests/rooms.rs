@@ -79,6 +79,34 @@ fn what_is_too_old_is_told_once_a_minute_and_not_by_a_wrong_clock() {
     assert_eq!(turned.worker.patience(turned.now), None, "nothing is stored: nothing wakes it");
 }
 
+/// A message that may wait so many seconds, or for ever.
+fn aged(seq: Seq, seconds: Option<u32>) -> StoreJob {
+    let properties = seconds.map(Property::MessageExpiryInterval).into_iter().collect();
+    let record = Record { properties: properties_to_bytes(&properties), ..(*body(seq, 1)).clone() };
+    StoreJob::Append(Arc::new(record))
+}
+
+#[test]
+fn what_is_too_old_is_found_behind_much_that_may_stay() {
+    let disk = Simulated::default();
+    let lanes = [LaneConfig { max_size: 4 << 20, ..lanes().swap_remove(0) }];
+    let mut turned = Turned::open_as(&disk, &lanes);
+    (1..=4000).for_each(|number| turned.take(aged(seq(0, number), None)));
+    (4001..=4010).for_each(|number| turned.take(aged(seq(0, number), Some(30))));
+    turned.turn();
+    turned.after(0);
+    let found = Event::Expired { attempt: None, from: seq(0, 4001), through: seq(0, 4010) };
+    let looks = (1..=9).find(|_| turned.after(60_000).contains(&found));
+    assert_eq!(looks, Some(5), "each goes on where the last one ended");
+    assert_eq!((1..=9).find(|_| turned.after(60_000).contains(&found)), Some(5), "and round again");
+    // In a full lane nobody waits so long.
+    turned.after(60_000);
+    turned.take(StoreJob::FindExpired(Number(0)));
+    let looks = (1..=9).find(|look| turned.after(if *look == 1 { 0 } else { 1_000 }).contains(&found));
+    assert_eq!(looks, Some(5), "a second apart, from the first on");
+    assert_eq!(turned.worker.patience(turned.now), Some(Duration::from_secs(60)), "and then it is over");
+}
+
 #[test]
 fn figures_tell_each_lane_and_all() {
     let disk = Simulated::default();
