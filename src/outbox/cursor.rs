@@ -30,6 +30,8 @@ const MAX_KNOWN: usize = 64;
 const FIXED_BYTES: usize = 40;
 const MAGIC: &[u8; 6] = b"SBCURS";
 const FORMAT: u16 = 1;
+/// The file.
+pub(super) const NAME: &str = "cursor";
 
 pub(super) struct Cursor<F> {
     file: F,
@@ -64,7 +66,7 @@ struct Slot {
 impl<F> Cursor<F> {
     /// Opens the cursor file of the outbox in `dir`, creating it if `present` is false.
     pub fn open<D: Disk<File = F>>(disk: &D, dir: &Path, present: bool) -> io::Result<(Self, Condition)> {
-        let path = dir.join("cursor");
+        let path = dir.join(NAME);
         if !present {
             let mut image = encode(&Slot { turn: 0, released: 0, durable: 0, known: Vec::new() });
             image.resize(SLOT_BYTES * SLOTS as usize, 0);

@@ -35,6 +35,7 @@ mod limits;
 mod pending;
 mod record;
 mod recover;
+mod renew;
 mod replace;
 mod room;
 mod segment;
@@ -63,6 +64,9 @@ pub use record::{Record, Seq};
 pub use recover::{Damage, Recovered, Why};
 pub use replace::{asides, is_aside, replace_file, replace_file_on, set_aside};
 pub use room::Preparation;
+
+/// The file whose lock keeps others out.
+const LOCK: &str = "lock";
 
 /// The durable store of messages. Dropping it without [`Outbox::close`] is a power cut without the cut: what was not
 /// synced is gone.
@@ -118,7 +122,7 @@ impl<D: Disk> Outbox<D> {
     pub fn open_on(disk: D, dir: &Path, limits: Limits) -> io::Result<(Self, Recovered)> {
         limits.check()?;
         disk.create_dir(dir)?;
-        let lock = disk.lock(&dir.join("lock"))?;
+        let lock = disk.lock(&dir.join(LOCK))?;
         let found = recover(&disk, dir, limits.segment_bytes)?;
         let open_end = |last: &&Segment| !last.bad && last.size == limits.segment_bytes;
         let active = match found.live.back().filter(open_end) {

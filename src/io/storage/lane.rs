@@ -151,6 +151,19 @@ impl<D: Disk + Clone> Lane<D> {
         }
     }
 
+    /// Makes its directory anew where that is gone.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn renew(&mut self) -> io::Result<()> {
+        let Log::Open(outbox) = &mut self.log else { return Ok(()) };
+        if let Some(lost) = outbox.renew()? {
+            let dir = self.dir.display();
+            log::error!("outbox: {dir} was gone, and {lost} messages with it; it is made anew");
+        }
+        Ok(())
+    }
+
     pub fn is_unread(&self) -> bool {
         matches!(self.log, Log::Unread { .. })
     }

@@ -311,6 +311,9 @@ impl<D: Disk + Clone> Worker<D> {
         let mut result = Ok(());
         for Place { lane, key, .. } in &mut self.places {
             let Some(lane) = lane else { continue };
+            if self.failing.is_some() {
+                result = result.and(lane.renew());
+            }
             let late = if lane.is_unread() { lane.open_late(&self.pledges.over(*key)) } else { Ok(None) };
             result = result.and(late.map(|event| self.told.extend(event)));
             result = result.and(lane.append(now, wall, &mut self.told));

@@ -128,3 +128,39 @@ fn only_what_a_person_must_mend_ends_the_start() {
     let opened = open(Path::new("/proc/nowhere")).unwrap();
     assert!(opened.unreleased[0].highest > 1 << 52);
 }
+
+#[test]
+fn a_directory_that_went_with_its_card_is_made_anew_when_the_state_directory_is_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let open = || open_on(crate::outbox::Local, &state, &lanes(), None).unwrap();
+    let (mut worker, _, _) = open();
+    let mut now = Instant::now();
+    let mut after = |worker: &mut Worker<crate::outbox::Local>, millis: u64| {
+        now += Duration::from_millis(millis);
+        worker.turn(now, WALL);
+        std::mem::take(&mut worker.told)
+    };
+    let append = |worker: &mut Worker<_>, seq| worker.take(StoreJob::Append(body(seq, 10)), Instant::now());
+    let stored = |lane, number| Event::Stored { through: seq(lane, number) };
+    for lane in [0, 3] {
+        append(&mut worker, seq(lane, 1));
+    }
+    assert_eq!(after(&mut worker, 0), [stored(0, 1), stored(3, 1)]);
+    std::fs::remove_dir_all(&state).unwrap();
+    append(&mut worker, seq(0, 2));
+    append(&mut worker, seq(3, 2));
+    assert_eq!(after(&mut worker, 0), [Event::StorageFailed { full: false }]);
+    append(&mut worker, seq(0, 3));
+    assert_eq!(after(&mut worker, 1_000), []);
+    assert!(!state.exists(), "whatever is to be mounted there is not there yet");
+    std::fs::create_dir(&state).unwrap();
+    assert_eq!(after(&mut worker, 1_000), [stored(0, 3), stored(3, 2), Event::StorageHealed]);
+    let (answer, mut told) = oneshot::channel();
+    worker.take(StoreJob::Read(vec![seq(0, 1), seq(0, 2)], answer), Instant::now());
+    let read = told.try_recv().unwrap();
+    assert_eq!((read[0].clone(), read[1].clone()), (None, Some(body(seq(0, 2), 10))));
+    worker.close();
+    let (_, found, _) = open();
+    assert_eq!((found[0].runs.clone(), found[3].runs.clone()), (vec![2..=3], vec![2..=2]));
+}
