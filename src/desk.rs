@@ -154,9 +154,9 @@ impl Desk {
                 let why = "no server is configured: set cloud.servers, then: systemctl reload switchback";
                 answer(reply, Err(Failure::failed(why, None)));
             }
-            Verb::Connect { via, wait } => {
+            Verb::Connect { via, stay, wait } => {
                 let request = self.wait_or_answer(reply, wait)?;
-                return Some(Event::Asked(Command::Connect { request, via }));
+                return Some(Event::Asked(Command::Connect { request, via, stay }));
             }
             Verb::Reconnect { wait } => {
                 let request = self.wait_or_answer(reply, wait)?;

@@ -346,8 +346,13 @@ impl Reader {
 
     fn command(&mut self, words: &[&str]) -> Result<Command, String> {
         Ok(match words {
-            ["connect"] => Command::Connect { request: self.request(), via: None },
-            ["connect", "via", name] => Command::Connect { request: self.request(), via: Some(parse(name)?) },
+            ["connect"] => Command::Connect { request: self.request(), via: None, stay: None },
+            ["connect", "via", name] => {
+                Command::Connect { request: self.request(), via: Some(parse(name)?), stay: None }
+            }
+            ["connect", "for", stay] => {
+                Command::Connect { request: self.request(), via: None, stay: Some(duration(stay)?) }
+            }
             ["disconnect"] => Command::Disconnect { request: self.request(), force: false },
             ["disconnect", "force"] => Command::Disconnect { request: self.request(), force: true },
             ["reconnect"] => Command::Reconnect { request: self.request() },

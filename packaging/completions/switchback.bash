@@ -38,7 +38,7 @@ _switchback() {
                     ;;
                 failback) words=--for && [[ -z $object ]] && words+=' now auto never' ;;
                 inhibit) words='0s 5min 30min 1h' ;;
-                connect) words='--via --timeout' ;;
+                connect) words='--via --for --timeout' ;;
                 disconnect) words=--force ;;
                 reconnect | flush) words=--timeout ;;
                 publish) words='--class --qos --retain --wait --timeout' ;;

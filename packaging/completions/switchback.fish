@@ -46,6 +46,7 @@ complete -c switchback -n '__fish_seen_subcommand_from inhibit' -a '0s 5min 30mi
 __switchback_verb connect 'Connect'
 complete -c switchback -n '__fish_seen_subcommand_from connect' -l via -xa '(__switchback_interfaces)' \
     -d 'Try one interface once'
+complete -c switchback -n '__fish_seen_subcommand_from connect' -l for -xa '5min 1h' -d 'And then all is as before'
 
 __switchback_verb disconnect 'Flush, close, and stay away'
 complete -c switchback -n '__fish_seen_subcommand_from disconnect' -l force -d 'Close at once'

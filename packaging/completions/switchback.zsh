@@ -48,7 +48,7 @@ case $state in
                 ;;
             failback) options=('1:what:(now auto never)' '--for[for how long]:duration:(1h 24h 7d)') ;;
             inhibit) options=('1:duration, 0s ends it:(0s 5min 30min 1h)') ;;
-            connect) options=("--via[try one interface once]:interface:($interfaces)" $timeout) ;;
+            connect) options=("--via[try one interface once]:interface:($interfaces)" '--for[for how long]:duration:(5min 1h)' $timeout) ;;
             disconnect) options=('--force[close at once]') ;;
             reconnect | flush) options=($timeout) ;;
             publish)

@@ -17,6 +17,10 @@ use crate::io::packet::PACKET_MAX;
 /// Longest wait a client may ask for: an operator's patience, not a subscription.
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 
+/// Bounds of `connect --for`: the least is as exact as its line in the black box, and for more than a day nobody means a while.
+const STAY_LEAST: Duration = Duration::from_secs(1);
+const STAY_MAX: Duration = Duration::from_secs(86_400);
+
 /// How long `publish` waits for its stage, unless told: the acknowledgement limit (R-TX-10).
 pub const PUBLISH_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -98,9 +102,11 @@ pub enum Verb {
     Inhibit {
         limit: Option<Duration>,
     },
-    /// `wait`: answer with the outcome, or after this long; without, answer at once.
+    /// `wait`: answer with the outcome, or after this long; without, answer at once. `stay`: for so long, and then what was
+    /// before.
     Connect {
         via: Option<Name>,
+        stay: Option<Duration>,
         wait: Option<Duration>,
     },
     Disconnect {
@@ -152,7 +158,7 @@ const VERBS: &[(&str, &[&str])] = &[
     ("failback-now", &["timeout"]),
     ("failback-set", &["mode", "for"]),
     ("inhibit", &["for"]),
-    ("connect", &["via", "timeout"]),
+    ("connect", &["via", "for", "timeout"]),
     ("disconnect", &["force"]),
     ("reconnect", &["timeout"]),
     ("publish", &["topic", "payload", "payload_base64", "class", "qos", "retain", "wait", "timeout"]),
@@ -199,7 +205,7 @@ impl Verb {
             "failback-now" => Ok(Verb::FailbackNow { timeout: options.timeout()?.unwrap_or(RETURN_TIMEOUT) }),
             "failback-set" => Ok(Verb::FailbackSet { mode: options.failback()?, limit: options.failback_holds()? }),
             "inhibit" => Ok(Verb::Inhibit { limit: options.inhibit()? }),
-            "connect" => Ok(Verb::Connect { via: options.name("via")?, wait: options.timeout()? }),
+            "connect" => options.connect(),
             "disconnect" => Ok(Verb::Disconnect { force: options.flag("force")? }),
             "reconnect" => Ok(Verb::Reconnect { wait: options.timeout()? }),
             "publish" => options.publish(),
@@ -285,6 +291,15 @@ impl Options<'_> {
     fn inhibit(&self) -> Result<Option<Duration>, Failure> {
         let longer = "an hour, the most there is; `switchback failback never` keeps traffic where it is for longer";
         self.duration("for", INHIBIT_MAX, longer)
+    }
+
+    fn connect(&self) -> Result<Verb, Failure> {
+        let (via, stay) = (self.name("via")?, self.duration("for", STAY_MAX, "a day; without, the connection stays")?);
+        match stay {
+            Some(stay) if stay < STAY_LEAST => Err(wrong("for", "is less than a second")),
+            Some(_) if via.is_some() => Err(wrong("for", "does not go with via, which tries one uplink once")),
+            stay => Ok(Verb::Connect { via, stay, wait: self.timeout()? }),
+        }
     }
 
     fn name(&self, name: &str) -> Result<Option<Name>, Failure> {
@@ -406,9 +421,9 @@ mod tests {
         assert_eq!(parse("failback-set", json!({"mode": "never", "for": "28d"})), never(FAILBACK_HOLDS_MAX));
         assert_eq!(parse("inhibit", json!({})), Ok(Verb::Inhibit { limit: None }));
         assert_eq!(parse("inhibit", json!({"for": "1h"})), Ok(Verb::Inhibit { limit: Some(INHIBIT_MAX) }));
-        assert_eq!(parse("connect", json!({"via": null})), Ok(Verb::Connect { via: None, wait: None }));
+        assert_eq!(parse("connect", json!({"via": null})), Ok(Verb::Connect { via: None, stay: None, wait: None }));
         let wait = Some(Duration::from_secs(5));
-        let connect = Verb::Connect { via: Some(wlan0), wait };
+        let connect = Verb::Connect { via: Some(wlan0), stay: None, wait };
         assert_eq!(parse("connect", json!({"via": "wlan0", "timeout": "5s"})), Ok(connect));
         assert_eq!(parse("disconnect", json!({"force": true})), Ok(Verb::Disconnect { force: true }));
         assert_eq!(parse("reconnect", json!({"timeout": "5s"})), Ok(Verb::Reconnect { wait }));
@@ -460,6 +475,9 @@ mod tests {
             ("", json!({}), "unknown verb"),
             ("connect", json!({"vai": "x"}), "unknown option \"vai\" for connect; did you mean \"via\"?"),
             ("status", json!({"watch": true}), "unknown option \"watch\""),
+            ("connect", json!({"for": "0s"}), "less than a second"),
+            ("connect", json!({"for": "2d"}), "longer than a day"),
+            ("connect", json!({"for": "5s", "via": "wlan0"}), "does not go with via"),
             ("connect", json!({"via": 1}), "via: must be text"),
             ("connect", json!({"via": "a b"}), "not an interface name"),
             ("connect", json!({"timeout": "5"}), "write for example \"5s\""),

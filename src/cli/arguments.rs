@@ -29,9 +29,10 @@ usage: switchback [--runtime-dir DIR] [--json] VERB ...
   failback now [--timeout D]     back to the best uplink that is ready; waits for the outcome
   failback auto|never [--for D]  in place of failover.failback for D, else 24h; 0s ends it
   inhibit [DURATION]             no planned move for that long, at most 1h; 0s ends it
-  connect [--via NAME] [--timeout D]
+  connect [--via NAME | --for D] [--timeout D]
                                  connect and return at once, or wait for the outcome up to D;
-                                 --via tries one uplink once and stores nothing
+                                 --via tries one uplink once and stores nothing; --for connects
+                                 for so long, and then all is as it was before
   disconnect [--force]           flush, close, and stay away until `connect` or reboot
   reconnect [--timeout D]        close and connect again
   publish TOPIC [PAYLOAD|-]      a message, as any local application would publish it;
@@ -66,7 +67,7 @@ const VERBS: &[(&str, &[&str])] = &[
     ("failover", &[]),
     ("failback", &["timeout", "for"]),
     ("inhibit", &[]),
-    ("connect", &["via", "timeout"]),
+    ("connect", &["via", "for", "timeout"]),
     ("disconnect", &["force"]),
     ("reconnect", &["timeout"]),
     ("publish", &["class", "qos", "retain", "wait", "timeout"]),

@@ -24,7 +24,7 @@ const REQUESTS_MAX: usize = 16;
 impl Failover {
     pub fn command(&mut self, g: &mut Ground, command: &Command) {
         match command {
-            Command::Connect { request, via } => self.connect(g, *request, *via),
+            Command::Connect { request, via, stay } => self.connect(g, *request, *via, *stay),
             Command::Reconnect { request } => {
                 self.end_hold(g);
                 self.told = true;
@@ -47,7 +47,7 @@ impl Failover {
                 g.turn.ask(Action::Save(self.saved.clone()));
             }
             Command::Stop => {
-                self.intent = Intent::Idle;
+                (self.intent, self.stay) = (Intent::Idle, None);
                 self.quit(g, Goodbye::Offline, Reason::Restart);
                 self.answer_all(g, Outcome::Failed(Reason::Restart));
             }
@@ -67,14 +67,16 @@ impl Failover {
         }
     }
 
-    pub fn connect(&mut self, g: &mut Ground, request: Request, via: Option<Name>) {
+    pub fn connect(&mut self, g: &mut Ground, request: Request, via: Option<Name>, stay: Option<Duration>) {
         let stays = match &mut self.walk {
             // Whoever disconnects and connects again while it still flushes stays connected.
             Walk::Serving(serving) => serving.answer_leaving(g.turn, Outcome::Failed(Reason::User)),
             Walk::Resting | Walk::Waiting { .. } | Walk::Trying { .. } => false,
         };
-        if stays || via.is_none() {
-            self.end_hold(g);
+        match stay {
+            Some(limit) => self.begin_stay(g.turn.now, limit),
+            None if stays || via.is_none() => self.end_hold(g),
+            None => {}
         }
         self.told = true;
         match (via.map(|name| g.named(name).ok_or(())), &mut self.walk) {
@@ -98,7 +100,7 @@ impl Failover {
 
     /// Told to connect: what `disconnect` ordered is over.
     pub fn end_hold(&mut self, g: &mut Ground) {
-        self.intent = Intent::On;
+        (self.intent, self.stay) = (Intent::On, None);
         if core::mem::take(&mut self.saved.held) {
             g.turn.ask(Action::Save(self.saved.clone()));
         }
@@ -138,6 +140,7 @@ impl Failover {
             self.saved.held = true;
             g.turn.ask(Action::Save(self.saved.clone()));
         }
+        self.stay = None;
         self.answer_all(g, Outcome::Failed(Reason::User));
         if let Walk::Serving(serving) = &mut self.walk
             && !force

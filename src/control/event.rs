@@ -152,8 +152,9 @@ pub enum Version {
 /// What an operator, an application or systemd asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Connect, or say so if connected. Over `via` only, once, when given.
-    Connect { request: Request, via: Option<Name> },
+    /// Connect, or say so if connected. Over `via` only, once, when given. With `stay` for so long; then what was wanted
+    /// before is wanted again.
+    Connect { request: Request, via: Option<Name>, stay: Option<Duration> },
     /// Flush (limit 10 s), close cleanly, stay closed. `force` leaves out the flush and ends attempts under way.
     Disconnect { request: Request, force: bool },
     /// Close and connect again.
@@ -425,8 +426,11 @@ impl fmt::Display for Measure {
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Command::Connect { via: None, .. } => f.write_str("asked connect"),
-            Command::Connect { via: Some(name), .. } => write!(f, "asked connect via {name}"),
+            Command::Connect { via, stay, .. } => {
+                f.write_str("asked connect")?;
+                via.iter().try_for_each(|name| write!(f, " via {name}"))?;
+                stay.iter().try_for_each(|stay| write!(f, " for {}s", stay.as_secs()))
+            }
             Command::Disconnect { force: false, .. } => f.write_str("asked disconnect"),
             Command::Disconnect { force: true, .. } => f.write_str("asked disconnect force"),
             Command::Reconnect { .. } => f.write_str("asked reconnect"),

@@ -31,6 +31,7 @@ use crate::round::{Candidate, From, Round};
 use crate::serving::Serving;
 use crate::session::Session;
 use crate::settings::{Mode, Start};
+use crate::stay::Stay;
 use crate::suspicion::Purses;
 use crate::time::Instant;
 use crate::warm::Warm;
@@ -81,6 +82,8 @@ pub struct Failover {
     pub saved: Saved,
     /// Manual mode: told to connect, and not lost since.
     pub told: bool,
+    /// Told to connect for a while.
+    pub stay: Option<Stay>,
     /// Where the next round starts.
     pub next: From,
     /// An operator set another list: the next round starts at its top (R-IF-3).
@@ -136,6 +139,7 @@ impl Failover {
             intent,
             saved,
             told: true,
+            stay: None,
             next: From::First,
             list_changed: false,
             list_set: Instant::default(),
@@ -173,6 +177,7 @@ impl Failover {
         if let Event::Asked(command) = g.event {
             self.command(g, command);
         }
+        self.end_stay(g);
         self.answer_overdue(g);
         self.warm_news(g);
         let walk = core::mem::replace(&mut self.walk, Walk::Resting);
@@ -204,26 +209,20 @@ impl Failover {
         };
         let requests = self.requests.iter().map(|(_, until)| *until);
         let warm = self.keeps_warm().and_then(|_| self.warm.deadline());
-        walk.into_iter().chain(requests).chain(warm).min()
+        let stay = self.stay.and_then(|stay| stay.deadline(view.now));
+        walk.into_iter().chain(requests).chain(warm).chain(stay).min()
     }
 
     /// Whether a session is wanted now.
     pub fn wants(&self, g: &Ground) -> bool {
         match (self.intent, g.turn.settings.mode) {
             (Intent::Off | Intent::Idle, _) => false,
+            (Intent::On, _) if self.stay.is_some() => true,
             (Intent::On, Mode::Auto) => true,
             (Intent::On, Mode::Manual) => self.told,
             (Intent::On, Mode::OnDemand { linger }) => {
                 !self.requests.is_empty() || !g.flow.empty || g.turn.now < self.last_busy + linger
             }
-        }
-    }
-
-    /// On demand: when an idle session is no longer wanted.
-    pub fn linger_ends(&self, mode: Mode) -> Option<Instant> {
-        match mode {
-            Mode::OnDemand { linger } => Some(self.last_busy + linger),
-            Mode::Auto | Mode::Manual => None,
         }
     }
 

@@ -48,6 +48,7 @@ mod round;
 mod serving;
 mod session;
 mod spare;
+mod stay;
 mod suspicion;
 mod turn;
 mod warm;

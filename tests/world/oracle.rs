@@ -937,7 +937,7 @@ impl Oracle {
                 self.inhibited = now + (*limit).min(INHIBIT_MAX).as_millis() as u64;
                 return;
             }
-            Command::Connect { via: Some(_), request } | Command::Failback { order: Order::Now, request } => {
+            Command::Connect { via: Some(_), request, .. } | Command::Failback { order: Order::Now, request } => {
                 self.via = Some(request.0);
             }
             Command::Connect { via: None, .. } | Command::Reconnect { .. } => self.held = false,

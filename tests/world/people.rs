@@ -111,7 +111,7 @@ impl World {
                 let via = None;
                 let request = self.request(CONNECT_LIMIT);
                 self.people.off = false;
-                self.ask(Command::Connect { request, via });
+                self.ask(Command::Connect { request, via, stay: None });
             }
             Change::Flood => {
                 self.people.moods += 1;
@@ -245,13 +245,13 @@ impl World {
             20..=34 => {
                 let request = self.request(CONNECT_LIMIT);
                 self.people.off = false;
-                self.ask(Command::Connect { request, via: None });
+                self.ask(Command::Connect { request, via: None, stay: None });
             }
             35..=49 => {
                 let net = self.dice.between(0, self.nets.len() as u64 - 1) as usize;
                 let via = Some(self.nets[net].spoken());
                 let request = self.request(CONNECT_LIMIT);
-                self.ask(Command::Connect { request, via });
+                self.ask(Command::Connect { request, via, stay: None });
             }
             50..=64 => {
                 let limit = self.dice.spread(50, 30_000);
