@@ -201,7 +201,9 @@ impl Applications {
         let shared = Arc::<Shared>::default();
         let moment = Moment::current();
         let store = shared.with(|state| {
-            let store = Store::open(Local, state_dir, &mut |body| keeping::read_frame(state, body, moment));
+            let mut alike = keeping::Alike::default();
+            let mut read = |body: &[u8]| keeping::read_frame(state, &mut alike, body, moment);
+            let store = Store::open(Local, state_dir, &mut read);
             state.begin_keeping(moment.now);
             store
         });

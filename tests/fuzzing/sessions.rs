@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::outbox::Memory;
 use super::{Shape, Target, shape_of};
 use crate::io::applications::entry::{Entry, Moment, decode, encode};
-use crate::io::applications::keeping::read_frame;
+use crate::io::applications::keeping::{Alike, read_frame};
 use crate::io::applications::router::State;
 use crate::io::applications::store::Store;
 
@@ -89,7 +89,7 @@ fn read(input: &[u8]) -> Shape {
             entry.iter().for_each(|entry| comes_back(entry, moment));
             kinds.extend(entry.as_ref().map(kind));
         }
-        let made_sense = read_frame(&mut state, body, moment);
+        let made_sense = read_frame(&mut state, &mut Alike::default(), body, moment);
         assert_eq!(made_sense, readable, "whether a frame makes sense");
         sense &= made_sense;
         made_sense

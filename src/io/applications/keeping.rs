@@ -22,7 +22,9 @@
 //!   cloud send it again, and each session gets it twice: its packet identifier is the cloud session's, not known here.
 //! - A will is on disk a second after CONNECT; until then a kill forgets it.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -31,6 +33,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::entry::{Entry, Moment, decode, encode};
 use super::ledger::{Key, Ledger, Soon};
+use super::message::Message;
 use super::router::{Shared, State, fits};
 use super::session::{Outgoing, Presence, Reception, Session};
 use super::store::Store;
@@ -48,10 +51,29 @@ const FRAME_TARGET: usize = 256 * 1024;
 /// The number of the write that what was read counts as.
 const READ: u64 = 1;
 
+/// Messages that were read: each is kept for every session that it waits for, and in memory they share it again.
+#[derive(Default)]
+pub struct Alike(HashMap<u64, Weak<Message>>);
+
+impl Alike {
+    fn share(&mut self, message: &mut Arc<Message>) {
+        let mut hasher = DefaultHasher::new();
+        (&message.topic, &message.payload).hash(&mut hasher);
+        let known = self.0.entry(hasher.finish()).or_default();
+        match known.upgrade().filter(|known| known == message) {
+            Some(known) => *message = known,
+            None => *known = Arc::downgrade(message),
+        }
+    }
+}
+
 /// Takes what a frame of the file says; false where it makes no sense.
-pub fn read_frame(state: &mut State, mut body: &[u8], moment: Moment) -> bool {
+pub fn read_frame(state: &mut State, alike: &mut Alike, mut body: &[u8], moment: Moment) -> bool {
     while !body.is_empty() {
-        let Some(entry) = decode(&mut body, moment) else { return false };
+        let Some(mut entry) = decode(&mut body, moment) else { return false };
+        if let Entry::Queued { delivery: Some(delivery), .. } = &mut entry {
+            alike.share(&mut delivery.message);
+        }
         state.restore(entry, moment);
     }
     true
@@ -304,5 +326,46 @@ impl Frames {
         if !session.received.is_empty() {
             self.push(&received_entry(id, session));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::session::Delivery;
+    use super::*;
+
+    #[test]
+    fn sessions_share_a_message_after_a_restart_as_they_did_before() {
+        let moment = Moment::current();
+        let mut body = Vec::new();
+        let session = |id: &str| Entry::Session {
+            id: Arc::from(id),
+            user: None,
+            expiry: Some(Duration::from_secs(1000)),
+            away_since: Some(moment.wall),
+            last_id: 0,
+            cut_off: false,
+            will: None,
+        };
+        let queued = |id: &str, serial: u64, payload: &str| {
+            let (topic, payload) = ("q/x".to_owned(), payload.into());
+            let (properties, expires, origin) = (Vec::new(), None, None);
+            let message = Arc::new(Message { topic, payload, qos: 1, retain: false, properties, expires, origin });
+            let delivery = Some(Delivery { message, qos: 1, retain: false, identifiers: Vec::new() });
+            Entry::Queued { id: Arc::from(id), serial, packet: 1, delivery }
+        };
+        for (id, serial) in [("a", 1), ("b", 3)] {
+            for entry in [session(id), queued(id, serial, "same"), queued(id, serial + 1, id)] {
+                encode(&mut body, &entry, moment);
+            }
+        }
+        let (mut state, mut alike) = (State::default(), Alike::default());
+        assert!(read_frame(&mut state, &mut alike, &body, moment));
+        let of = |id: &str| -> Vec<Arc<Message>> {
+            state.sessions[id].all().filter_map(|outgoing| Some(outgoing.delivery.as_ref()?.message.clone())).collect()
+        };
+        let (a, b) = (of("a"), of("b"));
+        assert!(Arc::ptr_eq(&a[0], &b[0]) && !Arc::ptr_eq(&a[1], &b[1]), "{a:?} {b:?}");
+        assert_eq!((a[0].payload.as_slice(), b[1].payload.as_slice()), (&b"same"[..], &b"b"[..]));
     }
 }

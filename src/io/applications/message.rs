@@ -14,7 +14,7 @@ use crate::io::packet::Publish;
 use crate::sorting::{Local, Way, sort};
 
 /// A message as local subscribers get it.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Message {
     pub topic: String,
     pub payload: Vec<u8>,

@@ -230,9 +230,9 @@ impl House {
     fn check_the_disk(&self) {
         let mut read = router::State::default();
         let moment = Moment::current();
-        let mut whole = true;
+        let (mut alike, mut whole) = (keeping::Alike::default(), true);
         drop(Store::open(Local, self.dir.path(), &mut |body| {
-            whole &= keeping::read_frame(&mut read, body, moment);
+            whole &= keeping::read_frame(&mut read, &mut alike, body, moment);
             whole
         }));
         assert!(whole);
